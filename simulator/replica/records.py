@@ -1,0 +1,85 @@
+"""What a simulation leaves behind: columns, one row per request and one per span of engine steps.
+
+Times are seconds on the simulation clock. Token times are never stored one by one: a replica numbers
+the steps in which its decodes advanced (its *token steps*) and every request names the ranges of token
+steps it took part in, so inter-token latencies are exact and cost two integers per request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+class Status(IntEnum):
+    """How a request ended (invariant 1: exactly one of these)."""
+
+    IN_FLIGHT = 0  # still waiting or running at the horizon
+    FINISHED = 1
+    REJECTED = 2  # can never be served: prompt + output exceed max_model_len or the KV cache
+    FAILED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecords:
+    """One row per request of the trace, in trace order. NaN / -1 where it never happened."""
+
+    arrival: Floats  # s
+    scheduled: Floats  # s, first time the request joined a batch
+    first_token: Floats  # s
+    finish: Floats  # s, last token
+    prompt_tokens: Ints
+    output_tokens: Ints  # asked for; a FINISHED request generated them all
+    cached_tokens: Ints  # prompt tokens served from the prefix cache at first admission
+    preemptions: Ints
+    status: Ints  # Status
+    replica: Ints  # index into StepRecords.replica; -1: never routed
+    first_token_step: Ints  # token steps [first_token_step, last_token_step) made its 2nd..last token
+    last_token_step: Ints
+    # Extra ranges of preempted requests: rows (request, first_token_step, last_token_step, time of the token
+    # before the range). The range in the columns above is the last one.
+    extra_ranges: NDArray[np.float64]  # (k, 4)
+    # Time of the token right before the range in the columns above (the first token unless preempted), s.
+    range_start: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecords:
+    """One row per span: ``num_steps`` identical steps back to back on one replica.
+
+    Step ``j`` (from 0) of a row ends at ``start + (j + 1) * step + increment * j * (j + 1) / 2`` and lasts
+    ``step + increment * j``. Row ``r`` holds token steps ``first_token_step .. + num_steps - 1`` of its replica
+    when ``num_decodes > 0``; a row without decodes (prefill only) holds none.
+    """
+
+    replica: Ints
+    start: Floats  # s
+    step: Floats  # s, duration of the first step
+    increment: Floats  # s, growth of the duration per step
+    num_steps: Ints
+    num_decodes: Ints  # requests that made one token per step
+    first_token_step: Ints
+    prefill_tokens: Ints  # prompt (or recomputed) tokens of the (single) step; 0 in a decode span
+    num_prefills: Ints
+    context_tokens: Floats  # sum over decodes of the KV length read in the first step
+    num_waiting: Ints
+    num_running: Ints
+    free_blocks: Ints  # after the span's blocks are taken, cached blocks included
+    preempted: Ints  # requests preempted when the span was planned
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationRecords:
+    requests: RequestRecords
+    steps: StepRecords
+    end: float  # s, when the last thing happened
+    num_gpu_blocks: tuple[int, ...]  # per replica
+    block_size: int
+    num_events: int  # simpy events
+    tokens_recomputed: int  # prompt and output tokens computed again after preemption

@@ -1,0 +1,27 @@
+"""Engine arguments under vLLM's names. Defaults are those of vLLM 0.33's API server on an 80 GB or larger GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineArgs:
+    """See docs/scenarios.md for each argument; every one of them is modelled."""
+
+    policy: str = "vllm"  # registered engine policy, or package.module:Class
+    scheduling_policy: str = "fcfs"  # fcfs | priority
+    max_num_seqs: int = 1024
+    max_num_batched_tokens: int = 8192
+    max_model_len: int = 0  # tokens; 0: from the model's config
+    block_size: int = 16  # tokens per KV block
+    num_gpu_blocks_override: int | None = None
+    gpu_memory_utilization: float = 0.92
+    enable_prefix_caching: bool = True
+    enable_chunked_prefill: bool = True
+    long_prefill_token_threshold: int = 0
+    scheduler_reserve_full_isl: bool = True
+    watermark: float = 0.0
+    async_scheduling: bool = True
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
