@@ -1,0 +1,53 @@
+# The two commands a new user needs:
+#   make run    simulate scenarios/quickstart.yaml: a summary on the screen and an HTML report
+#   make test   lint, types, import rules and all tests
+# Both make .venv and install what they need on first use. Needs Python 3.11 or newer (PYTHON=... picks one).
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& { echo $$p; break; }; done)
+BIN := .venv/bin
+RUN_STAMP := .venv/.stamp-run
+DEV_STAMP := .venv/.stamp-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint bench docs clean
+
+help:
+	@sed -n '2,5s/^# \{0,1\}//p' Makefile
+	@echo "  make lint   ruff, mypy, import-linter     make bench  speed of the simulator"
+	@echo "  make docs   regenerate docs from code     make clean  remove .venv, caches and runs"
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Windtunnel needs Python 3.11 or newer; none found. Try: make run PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+$(RUN_STAMP): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(DEV_STAMP): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(RUN_STAMP) $@
+
+run: $(RUN_STAMP)
+	$(BIN)/windtunnel run scenarios/quickstart.yaml
+
+lint: $(DEV_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered
+
+bench: $(RUN_STAMP)
+	$(BIN)/windtunnel bench
+
+docs: $(RUN_STAMP)
+	$(BIN)/python -m simulator.cli.docs
+
+clean:
+	rm -rf .venv build dist runs *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .coverage .coverage.* htmlcov coverage.xml
+	find simulator traces tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,165 @@
+"""The fields of a scenario: frozen dataclasses, validated as they stand. Docs and JSON Schema come from here."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from simulator.scenario.spec import (
+    Bool,
+    Fraction,
+    Name,
+    NonNegative,
+    NonNegativeNumber,
+    Positive,
+    PositiveSeconds,
+    Seconds,
+    Shorthand,
+    Str,
+    spec,
+)
+from simulator.scenario.workload import Workload
+
+
+@spec
+class ModelSpec:
+    """What is served."""
+
+    name: Name | None = None
+    """Name in the catalogue (`windtunnel models`), such as meta-llama/Llama-3.1-8B. Give this or `config`."""
+    config: Name | None = None
+    """Path of a Hugging Face config.json, relative to the scenario file."""
+    dtype: Name = "auto"
+    """Type of weights and activations: auto (the model's own), bfloat16, float16 or float32."""
+    quantization: Name | None = None
+    """Weight quantization: fp8, int8, int4, mxfp4, nvfp4, ...; null: as the model is published."""
+    kv_cache_dtype: Name = "auto"
+    """Type of the KV cache: auto (that of the activations), bfloat16, fp8, int8 or int4."""
+
+    def __post_init__(self) -> None:
+        if (self.name is None) == (self.config is None):
+            raise ValueError("give exactly one of 'name' (from the catalogue) and 'config' (path of a config.json).")
+
+
+@spec
+class HardwareSpec:
+    """What it runs on."""
+
+    gpu: Name
+    """Name in the catalogue (`windtunnel gpus`), such as H100-SXM."""
+    price_per_gpu_hour: NonNegativeNumber | None = None
+    """USD for one GPU for an hour; null: the catalogue's dated price, where it has one."""
+
+
+@spec
+class EngineSpec:
+    """Engine arguments under vLLM's names. null: what vLLM would choose for this model and GPU."""
+
+    policy: Name = "vllm"
+    """Engine policy: a registered name (`windtunnel policies`) or package.module:Class."""
+    scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
+    """Order of the waiting queue."""
+    tensor_parallel_size: Positive = 1
+    """GPUs that share each layer."""
+    pipeline_parallel_size: Positive = 1
+    """GPUs (or tensor-parallel groups) that share the layers in sequence."""
+    max_num_seqs: Positive | None = None
+    """Requests running at once."""
+    max_num_batched_tokens: Positive | None = None
+    """Token budget of one step."""
+    max_model_len: NonNegative = 0
+    """Longest prompt plus output, tokens; 0: from the model's config."""
+    block_size: Positive = 16
+    """Tokens per KV block."""
+    num_gpu_blocks_override: Positive | None = None
+    """KV blocks to use instead of what the memory of the GPU gives."""
+    gpu_memory_utilization: Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)] = 0.92
+    """Share of the GPU's memory the engine may take."""
+    enable_prefix_caching: Bool = True
+    """Reuse KV blocks of equal prompt prefixes."""
+    enable_chunked_prefill: Bool = True
+    """Split prompts that exceed the token budget over several steps."""
+    long_prefill_token_threshold: NonNegative = 0
+    """Longest chunk of a prompt computed in one step, tokens; 0: only the budget limits it."""
+    scheduler_reserve_full_isl: Bool = True
+    """Admit a request only when KV blocks for its whole prompt are free, not just for its first chunk."""
+    watermark: Fraction = 0.0
+    """Share of the KV blocks kept free when requests are admitted."""
+    async_scheduling: Bool = True
+    """Schedule step N+1 while step N runs, as vLLM does by default."""
+
+
+@spec
+class SloSpec:
+    """Limits a request must meet to count as good. Plain text is a preset's name."""
+
+    preset: Name | None = None
+    """Preset such as mlperf-llama3.1-8b-server; limits given beside it replace its own."""
+    ttft_s: PositiveSeconds | None = None
+    """Time to first token."""
+    tpot_s: PositiveSeconds | None = None
+    """Time per output token after the first."""
+    itl_s: PositiveSeconds | None = None
+    """Every gap between two tokens."""
+    e2e_s: PositiveSeconds | None = None
+    """Arrival to last token."""
+    percentile: Annotated[float, Field(strict=True, gt=0, le=100, allow_inf_nan=False)] | None = None
+    """The run meets a limit when this percentile of the requests does (MLPerf, and the default: 99)."""
+
+    def __post_init__(self) -> None:
+        if all(value is None for value in (self.preset, self.ttft_s, self.tpot_s, self.itl_s, self.e2e_s)):
+            raise ValueError("set at least one limit or a preset, or leave 'slo' out.")
+
+
+@spec
+class RunSpec:
+    """How long to simulate, and what counts."""
+
+    horizon_s: PositiveSeconds | None = None
+    """Stop the clock here; requests still running are reported as in flight. null: until all are done."""
+    warmup_s: Seconds = 0.0
+    """Requests that arrive before this are left out of the statistics."""
+    cooldown_s: Seconds = 0.0
+    """Requests that arrive in the last so many seconds of the arrivals are left out of the statistics."""
+    mode: Literal["span", "step"] = "span"
+    """span: jump over steps in which the batch cannot change. step: one event per step; same results, slower."""
+
+
+@spec
+class OutputSpec:
+    """What is written beside the summary."""
+
+    steps: Literal["none", "spans", "all"] = "none"
+    """steps.parquet: none, one row per span, or one row per engine step."""
+    report: Bool = True
+    """report.html."""
+    perfetto: Bool = False
+    """trace.json for ui.perfetto.dev."""
+
+
+@spec
+class Scenario:
+    """One experiment."""
+
+    name: Name | None = None
+    """Short name, used for the run's folder; default: the file's name."""
+    description: Str = ""
+    """What the experiment is about; shown in the report."""
+    seed: NonNegative = 0
+    """Seed of all random draws."""
+    model: Annotated[ModelSpec, Shorthand("name")]
+    """Model served. Plain text is a catalogue name."""
+    hardware: Annotated[HardwareSpec, Shorthand("gpu")]
+    """Hardware of each replica. Plain text is a catalogue name."""
+    engine: EngineSpec = field(default_factory=EngineSpec)
+    """Serving engine."""
+    workload: Workload
+    """What arrives."""
+    slo: Annotated[SloSpec, Shorthand("preset")] | None = None
+    """Service level objectives. Plain text is a preset's name."""
+    run: RunSpec = field(default_factory=RunSpec)
+    """Length of the run, and what is counted."""
+    output: OutputSpec = field(default_factory=OutputSpec)
+    """Files written."""

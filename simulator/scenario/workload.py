@@ -1,0 +1,118 @@
+"""The ``workload`` fields: a trace file, a fitted preset or a synthetic mix; then transforms; then the loop."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Annotated
+
+from simulator.scenario.spec import (
+    Bool,
+    Count,
+    Fraction,
+    Name,
+    Positive,
+    PositiveNumber,
+    PositiveSeconds,
+    Seconds,
+    Shorthand,
+    spec,
+)
+
+
+@spec
+class TraceFile:
+    """Requests read from a file."""
+
+    path: Name
+    """Trace file (.gz is read as it is), relative to the scenario file."""
+    format: Name | None = None
+    """Format (`windtunnel trace formats`); null: found out from the file."""
+    strict: Bool = False
+    """Refuse the file when a row is bad, instead of counting and skipping it."""
+
+
+@spec
+class Preset:
+    """Requests drawn from a generator fitted to a real trace."""
+
+    name: Name
+    """Preset such as azure-conv (`windtunnel trace presets`)."""
+    num_requests: Count = 1000
+    """Requests to draw."""
+    rate: PositiveNumber | None = None
+    """Mean requests per second; null: that of the real trace."""
+
+
+@spec
+class Window:
+    """A stretch of the trace; what is left starts at time 0 again."""
+
+    start_s: Seconds = 0.0
+    """Start."""
+    end_s: PositiveSeconds
+    """End (exclusive)."""
+
+    def __post_init__(self) -> None:
+        if self.end_s <= self.start_s:
+            raise ValueError(f"end_s ({self.end_s:g}) must be after start_s ({self.start_s:g}).")
+
+
+@spec
+class Clip:
+    """Bounds on lengths; null: no bound."""
+
+    max_prompt_tokens: Positive | None = None
+    """Longest prompt, tokens."""
+    max_output_tokens: Positive | None = None
+    """Longest output, tokens."""
+
+
+@spec
+class Transform:
+    """One change of the trace. Exactly one field is set; transforms apply in the order they are listed."""
+
+    scale_rate: PositiveNumber | None = None
+    """Multiply the arrival rate (2: twice as fast)."""
+    window: Window | None = None
+    """Keep a stretch of time."""
+    sample: Fraction | None = None
+    """Keep each request with this probability."""
+    repeat: Positive | None = None
+    """Play the trace this many times, one after the other."""
+    clip: Clip | None = None
+    """Clip prompt and output lengths."""
+    head: Count | None = None
+    """Keep the first so many requests."""
+
+    def __post_init__(self) -> None:
+        given = [f.name for f in fields(self) if getattr(self, f.name) is not None]
+        if len(given) != 1:
+            named = f" ({', '.join(given)})" if given else ""
+            raise ValueError(f"a transform sets exactly one of its fields; this sets {len(given)}{named}.")
+
+
+@spec
+class ClosedLoop:
+    """A fixed number of users, each sending its next request when the last one has finished."""
+
+    users: Positive
+    """Concurrent users (vLLM's --max-concurrency). Arrival times of the trace are ignored."""
+
+
+@spec
+class Workload:
+    """What arrives. Exactly one of `trace`, `preset` and `synthetic`."""
+
+    trace: Annotated[TraceFile, Shorthand("path")] | None = None
+    """Requests read from a file. Plain text is its path."""
+    preset: Annotated[Preset, Shorthand("name")] | None = None
+    """Requests drawn from a fitted generator. Plain text is its name."""
+    transforms: tuple[Transform, ...] = ()
+    """Changes applied to the trace, in order."""
+    closed_loop: ClosedLoop | None = None
+    """Concurrent users instead of arrival times."""
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("trace", "preset") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of trace, preset and synthetic; this has {len(given)}.")
