@@ -1,0 +1,87 @@
+"""Chained block ids: checking them, making them, and what an infinite cache would hit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from traces.trace import Ints, PrefixBlocks
+
+
+def from_rows(rows: Sequence[Iterable[int]], block_tokens: int) -> PrefixBlocks:
+    """CSR form of one list of ids per request."""
+    lists = [np.fromiter(row, np.int64) for row in rows]
+    offsets = np.concatenate(([0], np.cumsum([len(ids) for ids in lists], dtype=np.int64))).astype(np.int64)
+    return PrefixBlocks(offsets, np.concatenate(lists) if lists else np.zeros(0, np.int64), block_tokens)
+
+
+def positions(prefix: PrefixBlocks) -> Ints:
+    """Index of each listed block within its own row."""
+    return np.arange(len(prefix.ids)) - np.repeat(prefix.offsets[:-1], prefix.counts())
+
+
+def is_chained(prefix: PrefixBlocks) -> bool:
+    """True when equal ids always have equal prefixes: one position and one predecessor per id."""
+    if len(prefix.ids) == 0:
+        return True
+    position = positions(prefix)
+    before = np.where(position > 0, np.concatenate(([0], prefix.ids[:-1])), -1)
+    _, first, which = np.unique(prefix.ids, return_index=True, return_inverse=True)
+    seen = first[which]
+    return bool((position == position[seen]).all() and (before == before[seen])[position > 0].all())
+
+
+def chain_ids(prefix: PrefixBlocks) -> PrefixBlocks:
+    """New ids, dense from 0, that stand for a block *and* all blocks before it.
+
+    For formats that hash each block by its own content: there an id may repeat after different prefixes. Works level by
+    level (all first blocks, then all second ones): two blocks get one id when their predecessors have one id and their
+    own ids are equal. O(blocks log blocks).
+    """
+    counts = prefix.counts()
+    order = np.argsort(-counts, kind="stable")  # so that the rows that reach a level are a leading slice
+    starts, depth = prefix.offsets[:-1][order], counts[order]
+    _, raw = np.unique(prefix.ids, return_inverse=True)
+    distinct = int(raw.max()) + 1 if len(raw) else 1
+    chained = np.empty(len(prefix.ids), dtype=np.int64)
+    parent = np.full(len(order), -1, dtype=np.int64)
+    given = 0
+    for level in range(int(depth[0]) if len(depth) else 0):
+        active = int(np.searchsorted(-depth, -level, side="left"))
+        at = starts[:active] + level
+        _, own = np.unique((parent[:active] + 1) * distinct + raw[at], return_inverse=True)
+        parent = given + own.astype(np.int64)
+        chained[at] = parent
+        given += int(own.max()) + 1
+    return PrefixBlocks(prefix.offsets, chained, prefix.block_tokens)
+
+
+def ensure_chained(prefix: PrefixBlocks) -> PrefixBlocks:
+    """The same ids where they are chained already, ``chain_ids`` of them otherwise."""
+    return prefix if is_chained(prefix) else chain_ids(prefix)
+
+
+def cut_to_full_blocks(prefix: PrefixBlocks, prompt_tokens: Ints) -> PrefixBlocks:
+    """Drop the ids beyond each prompt's last full block."""
+    counts = prefix.counts()
+    kept = np.minimum(counts, prompt_tokens // prefix.block_tokens)
+    if (kept == counts).all():
+        return prefix
+    keep = positions(prefix) < np.repeat(kept, counts)
+    return PrefixBlocks(np.concatenate(([0], np.cumsum(kept))), prefix.ids[keep], prefix.block_tokens)
+
+
+def infinite_cache_hits(prefix: PrefixBlocks) -> NDArray[np.int64]:
+    """Leading blocks of each request that some earlier request had, if nothing was ever evicted.
+
+    Ids are chained: a block that was seen has all its predecessors seen, so there is no scan for the first miss.
+    """
+    if len(prefix.ids) == 0:
+        return np.zeros(len(prefix), dtype=np.int64)
+    owner = np.repeat(np.arange(len(prefix)), prefix.counts())
+    _, first, which = np.unique(prefix.ids, return_index=True, return_inverse=True)
+    seen = owner[first][which] < owner
+    running = np.concatenate(([0], np.cumsum(seen)))
+    return running[prefix.offsets[1:]] - running[prefix.offsets[:-1]]
