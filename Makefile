@@ -45,7 +45,7 @@ bench: $(RUN_STAMP)
 	$(BIN)/windtunnel bench
 
 docs: $(RUN_STAMP)
-	$(BIN)/python -m simulator.cli.docs
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf .venv build dist runs *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -120,9 +120,9 @@ class RunSpec:
     horizon_s: PositiveSeconds | None = None
     """Stop the clock here; requests still running are reported as in flight. null: until all are done."""
     warmup_s: Seconds = 0.0
-    """Requests that arrive before this are left out of the statistics."""
+    """Leave the first so many seconds after the first arrival out of the statistics."""
     cooldown_s: Seconds = 0.0
-    """Requests that arrive in the last so many seconds of the arrivals are left out of the statistics."""
+    """Leave the last so many seconds before the end of the run out of the statistics."""
     mode: Literal["span", "step"] = "span"
     """span: jump over steps in which the batch cannot change. step: one event per step; same results, slower."""
 
