@@ -1,0 +1,93 @@
+"""Curves over time, as exact means over bins: how many requests wait or run, KV usage, events per second."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from simulator.metrics.stats import Floats
+from simulator.metrics.token_times import Bools, num_replicas, span_seconds
+from simulator.replica.records import RequestRecords, SimulationRecords, Status
+
+
+def mean_count(entered: Floats, left: Floats, edges: Floats) -> Floats:
+    """Mean number inside over each bin (len(edges) - 1,), of things inside from ``entered`` to ``left`` (n,), s.
+
+    Exact: the integral of the count up to t is the sum of (t - entered)+ minus the sum of (t - left)+.
+    """
+    area = _integral(np.sort(entered), edges) - _integral(np.sort(left), edges)
+    return np.asarray(np.diff(area) / np.diff(edges))
+
+
+def count_at(entered: Floats, left: Floats, times: Floats) -> Floats:
+    """Number inside at each time (those that leave at that very instant are gone)."""
+    came = np.searchsorted(np.sort(entered), times, side="right")
+    gone = np.searchsorted(np.sort(left), times, side="right")
+    return np.asarray(came - gone, dtype=np.float64)
+
+
+def _integral(sorted_times: Floats, at: Floats) -> Floats:
+    before = np.searchsorted(sorted_times, at, side="right")
+    summed = np.concatenate([[0.0], np.cumsum(sorted_times)])
+    return np.asarray(before * at - summed[before])
+
+
+def admitted_mask(requests: RequestRecords) -> Bools:
+    """Requests that entered the system: not rejected, and not failed without a known end."""
+    gone = (requests.status == Status.FAILED) & np.isnan(requests.finish)
+    return np.asarray((requests.status != Status.REJECTED) & ~gone)
+
+
+def waiting_interval(records: SimulationRecords) -> tuple[Floats, Floats]:
+    """When each admitted request began and ended its first wait, s; still waiting: until the horizon."""
+    requests = records.requests
+    kept = admitted_mask(requests)
+    arrival = requests.arrival[kept]
+    left = np.where(np.isnan(requests.scheduled), requests.finish, requests.scheduled)[kept]
+    return arrival, np.where(np.isnan(left), np.maximum(records.end, arrival), left)
+
+
+def running_interval(records: SimulationRecords) -> tuple[Floats, Floats]:
+    """From first admission to the last token or the horizon, s, time preempted included."""
+    requests = records.requests
+    kept = admitted_mask(requests) & ~np.isnan(requests.scheduled)
+    scheduled = requests.scheduled[kept]
+    finish = requests.finish[kept]
+    return scheduled, np.where(np.isnan(finish), np.maximum(records.end, scheduled), finish)
+
+
+def step_mean(records: SimulationRecords, values: Floats, edges: Floats, *, busy_only: bool = False) -> Floats:
+    """Mean over bins of a per-span value (rows,), summed over replicas; 0 while a replica is idle.
+
+    busy_only: divide by the time that replicas were busy instead, NaN in a bin without any: a mean over replicas.
+    """
+    steps = records.steps
+    seconds = span_seconds(steps)
+    area = np.zeros(len(edges))
+    busy = np.zeros(len(edges))
+    for r in range(num_replicas(records)):
+        rows = np.flatnonzero((steps.replica == r) & (seconds > 0))
+        if not len(rows):
+            continue
+        rows = rows[np.argsort(steps.start[rows], kind="stable")]
+        times = np.stack([steps.start[rows], steps.start[rows] + seconds[rows]], axis=1).ravel()
+        times = np.maximum.accumulate(times)
+        area += np.interp(edges, times, _accumulate(values[rows] * seconds[rows]))
+        busy += np.interp(edges, times, _accumulate(seconds[rows]))
+    if not busy_only:
+        return np.asarray(np.diff(area) / np.diff(edges))
+    out = np.full(len(edges) - 1, np.nan)
+    np.divide(np.diff(area), np.diff(busy), out=out, where=np.diff(busy) > 0)
+    return out
+
+
+def _accumulate(pieces: Floats) -> Floats:
+    """Running sum at the start and end of every piece, interleaved (2 n,)."""
+    after = np.cumsum(pieces)
+    return np.stack([after - pieces, after], axis=1).ravel()
+
+
+def kv_usage(records: SimulationRecords) -> Floats:
+    """Share of KV blocks owned by live requests after each span's blocks are taken (rows,), 0 to 1."""
+    blocks = np.asarray(records.num_gpu_blocks, dtype=np.float64)
+    total = blocks[records.steps.replica] if len(blocks) else np.ones(len(records.steps.replica))
+    return np.asarray(1.0 - records.steps.free_blocks / np.maximum(total, 1.0))
