@@ -1,0 +1,284 @@
+"""A step's time as the sum of its operators: ``StepCost`` for any model on any GPU, whoever prices the operators."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+from simulator.cost.interface import Line
+from simulator.cost.operators import ChunkSeconds, Curve, Operators, Price, sum_curves
+from simulator.cost.overhead import EngineOverhead
+from simulator.cost.placement import Deployment, place, stage_sizes
+from simulator.cost.shapes import AttentionShape, attention_shape
+from simulator.model.architecture import Layer, Model
+from simulator.model.formats import weight_format
+from simulator.model.weights import Linear, format_of, layer_linears, vocab_rows
+
+FOREVER = 1 << 40  # steps: the price never bends
+EXACT_TOKENS = 512  # up to here every token count has its own price; beyond, prices are interpolated
+GRID_TOKENS = 128  # between multiples of this, where matrix times are straight lines but for their tiles
+
+V = TypeVar("V")
+
+
+class Table(dict[int, V], Generic[V]):
+    """Filled on first use: ``table[n]`` is ``make(n)``."""
+
+    def __init__(self, make: Callable[[int], V]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, n: int) -> V:
+        value = self[n] = self._make(n)
+        return value
+
+
+class Entry(NamedTuple):
+    """``times`` equal operators of a step."""
+
+    operator: str
+    times: int
+    price: Price
+
+
+class Decode(NamedTuple):
+    """Everything about a pure-decode step that its number of requests fixes."""
+
+    base: float  # GPU seconds at context 0
+    slope: float  # per context token of layers that see everything
+    windowed_slope: float  # per context token of sliding-window layers
+    floor: float  # CPU seconds: the GPU part lasts at least so long
+    serial: float  # added on top
+    full: Curve | None  # set when the price bends in the context; base and slope are then unused
+    windowed: Curve | None
+
+
+class OperatorCost:
+    """Prices the steps of one model replica. Implements ``StepCost``.
+
+    With ``pipeline_parallel_size > 1`` the price is that of ONE micro-batch on the slowest stage, its activations'
+    transfer to the next stage included: a pipeline accepts a new micro-batch every such time, and a micro-batch takes
+    ``pipeline_parallel_size`` of them. With expert parallelism, experts are spread over the tensor-parallel ranks and
+    visited evenly; the price is that of an average rank.
+
+    Everything that depends on one integer is tabulated once; between decisions the price is a straight line.
+    """
+
+    def __init__(
+        self, model: Model, operators: Operators, deployment: Deployment, overhead: EngineOverhead | None = None
+    ) -> None:
+        self.model, self.operators, self.deployment = model, operators, deployment
+        self.gpu = operators.gpu
+        self.overhead = overhead or EngineOverhead()
+        self.placed = place(model, self.gpu, deployment)
+        self.sliding_window: int | None = model.sliding_window
+        self._wide = weight_format(self.placed.dtype)
+        stages = self._stages()
+        self._use(max(stages, key=self._reference_time) if len(stages) > 1 else stages[0])
+
+    # -- set-up -------------------------------------------------------------------------------------------------
+
+    def _stages(self) -> list[tuple[tuple[Layer, ...], bool, bool]]:
+        """(layers, holds the embedding, holds the lm_head) per pipeline stage."""
+        start, stages = 0, []
+        sizes = stage_sizes(self.model.num_layers, self.placed.pp)
+        for i, size in enumerate(sizes):
+            stages.append((self.model.layers[start : start + size], i == 0, i == len(sizes) - 1))
+            start += size
+        return stages
+
+    def _reference_time(self, stage: tuple[tuple[Layer, ...], bool, bool]) -> float:
+        """Which stage is slowest depends little on the batch; 32 decodes over 1,000 tokens each decide it."""
+        self._use(stage)
+        return self.decode(32, 32_000, 32 * min(1000, self.sliding_window or 1000), 0).first
+
+    def _use(self, stage: tuple[tuple[Layer, ...], bool, bool]) -> None:
+        layers, self._first, self._last = stage
+        p = self.placed
+        self._layers = Counter(layers)
+        self._linears = {x: layer_linears(self.model, x, p.tp, p.expert_parallel) for x in self._layers}
+        kinds: Counter[AttentionShape] = Counter()
+        for layer, count in self._layers.items():
+            kinds[attention_shape(layer.attention, p.tp, p.kv_dtype, p.dtype_bytes)] += count
+        self._shapes = tuple(kinds.items())
+        chunk_prices = [(n, self.operators.prefill_attention(s)) for s, n in self._shapes]
+        self._chunk = _weighted(chunk_prices)
+        self._prefill_launch = sum(n * self.operators.prefill_launch(s) for s, n in self._shapes)
+        self._kernels = sum(n * self._kernels_of(x) for x, n in self._layers.items()) + 4
+        self._by_tokens: Table[float] = Table(self._tokens_seconds)
+        self._by_sampled: Table[float] = Table(lambda n: _seconds(self.sampled_entries(n)))
+        self._by_decodes: Table[Decode] = Table(self._decode_entry)
+        self._mixed_decode: Table[tuple[Curve, Curve]] = Table(self._attention_curves)
+        self._mixed_gpu: Table[float] = Table(self._mixed_tokens)
+        self._serial: Table[float] = Table(self.overhead.serial_s)
+
+    # -- operators of a step ------------------------------------------------------------------------------------
+
+    def token_entries(self, tokens: int) -> list[Entry]:
+        """Operators that depend on the tokens of the step alone (attention, logits and overhead apart)."""
+        entries: list[Entry] = []
+        for layer, count in self._layers.items():
+            entries += [e._replace(times=e.times * count) for e in self._layer_entries(layer, tokens)]
+        row = self.model.hidden_size * self.placed.dtype_bytes
+        if self._first:
+            entries.append(Entry("embedding", 1, self.operators.elementwise(2.0 * tokens * row, 1)))
+            if self.placed.tp > 1:
+                entries.append(Entry("all_reduce", 1, self.operators.all_reduce(tokens * row, self.placed.tp)))
+        if self.placed.pp > 1:  # hidden states and residual go on to the next stage
+            link = self.gpu.group_link(self.placed.tp * self.placed.pp)
+            entries.append(Entry("pipeline_send", 1, self.operators.send(2.0 * tokens * row, link)))
+        return entries
+
+    def _layer_entries(self, layer: Layer, tokens: int) -> list[Entry]:
+        p, ops = self.placed, self.operators
+        wide, row = p.dtype_bytes, self.model.hidden_size * p.dtype_bytes
+        entries = [Entry("norm", 1, ops.elementwise(4.0 * layer.num_norms * tokens * row, layer.num_norms))]
+        experts: list[Linear] = []
+        for linear in self._linears[layer]:
+            fmt = format_of(linear, p.dtype, p.quantization)
+            if linear.role == "expert":
+                experts.append(linear)
+            elif not linear.absorbed:
+                price = ops.gemm(tokens, linear.out_features, linear.in_features, fmt, wide)
+                entries.append(Entry(linear.name, 1, price))
+        if experts:
+            fmt = format_of(experts[0], p.dtype, p.quantization)
+            shapes = [(x.out_features, x.in_features) for x in experts]
+            price = ops.experts(tokens, experts[0].per_token, experts[0].copies, shapes, fmt, wide)
+            entries.append(Entry("experts", 1, price))
+        entries += self._elementwise_entries(layer, tokens)
+        if p.tp > 1:
+            sums = 1 + (1 if layer.mlp or layer.moe else 0)
+            entries.append(Entry("all_reduce", sums, ops.all_reduce(tokens * row, p.tp)))
+        return entries
+
+    def _elementwise_entries(self, layer: Layer, tokens: int) -> list[Entry]:
+        """Rotary embedding with the write to the cache, and the MLP's activation."""
+        p, a = self.placed, layer.attention
+        shape = attention_shape(a, p.tp, p.kv_dtype, p.dtype_bytes)
+        rotated = (shape.heads + 2 * shape.kv_heads) * shape.head_dim * p.dtype_bytes
+        size = tokens * (2.0 * rotated + shape.bytes_per_context)
+        entries = [Entry("rope_and_cache", 1, self.operators.elementwise(size, 2))]
+        for linear in self._linears[layer]:
+            if linear.role in ("mlp", "shared_expert") and linear.name != "down_proj":
+                moved = tokens * linear.out_features * 1.5 * p.dtype_bytes
+                entries.append(Entry("activation", 1, self.operators.elementwise(moved, 1)))
+        return entries
+
+    def sampled_entries(self, num_sampled: int) -> list[Entry]:
+        """Final norm, lm_head and sampling of the rows that need logits, on the stage that holds them."""
+        if not (self._last and num_sampled):
+            return []
+        p, ops, model = self.placed, self.operators, self.model
+        rows, wide = vocab_rows(model.vocab_size, p.tp), p.dtype_bytes
+        entries = [
+            Entry("norm", 1, ops.elementwise(2.0 * num_sampled * model.hidden_size * wide, 1)),
+            Entry("lm_head", 1, ops.gemm(num_sampled, rows, model.hidden_size, self._wide, wide)),
+        ]
+        if p.tp > 1:
+            entries.append(Entry("all_gather", 1, ops.all_gather(num_sampled * rows * p.tp * wide, p.tp)))
+        # Logits are read once to convert to fp32, written, and read by softmax and by the draw.
+        sampling = num_sampled * model.vocab_size * (wide + 3 * 4.0)
+        return [*entries, Entry("sampling", 1, ops.elementwise(sampling, 4))]
+
+    def _kernels_of(self, layer: Layer) -> int:
+        moe = 6 if layer.moe else 0
+        return len([x for x in self._linears[layer] if x.role != "expert"]) + moe + layer.num_norms + 4
+
+    # -- tables -------------------------------------------------------------------------------------------------
+
+    def _tokens_seconds(self, tokens: int) -> float:
+        if tokens <= EXACT_TOKENS or tokens % GRID_TOKENS == 0:
+            return _seconds(self.token_entries(tokens))
+        low = tokens - tokens % GRID_TOKENS
+        at_low, at_high = self._by_tokens[low], self._by_tokens[low + GRID_TOKENS]
+        return at_low + (at_high - at_low) * ((tokens - low) / GRID_TOKENS)
+
+    def _attention_curves(self, num_decodes: int) -> tuple[Curve, Curve]:
+        """All attention layers of a decode batch: over whole contexts, over contexts clipped to the window."""
+        full: list[tuple[int, Curve]] = []
+        windowed: list[tuple[int, Curve]] = []
+        for shape, count in self._shapes:
+            curve = self.operators.decode_attention(shape, num_decodes)
+            (full if shape.window is None else windowed).append((count, curve))
+        return sum_curves(full), sum_curves(windowed)
+
+    def _decode_entry(self, n: int) -> Decode:
+        full, windowed = self._attention_curves(n)
+        gpu = self._by_tokens[self.overhead.padded(n)] + self._by_sampled[n]
+        graph = n <= (self.overhead.graph_sizes or (0,))[-1]
+        floor = self.overhead.floor_s(n, 1 if graph else self._kernels)
+        serial = self.overhead.serial_s(n)
+        if full.knots or windowed.knots:
+            return Decode(gpu, 0.0, 0.0, floor, serial, full, windowed)
+        gpu += full.base[0] + windowed.base[0]
+        return Decode(gpu, full.slope[0], windowed.slope[0], floor, serial, None, None)
+
+    def _mixed_tokens(self, tokens: int) -> float:
+        return self._by_tokens[self.overhead.padded(tokens)] + self._prefill_launch
+
+    # -- StepCost -----------------------------------------------------------------------------------------------
+
+    def decode(self, num_decodes: int, context: int, windowed: int, growing: int) -> Line:
+        """See ``StepCost``. The price bends where the GPU's work outgrows the CPU's, and at the knots of a fit."""
+        base, slope, windowed_slope, floor, serial, full, _ = self._by_decodes[num_decodes]
+        if full is not None:
+            return self._bending(num_decodes, context, windowed, growing)
+        gpu = base + slope * context + windowed_slope * windowed
+        increment = slope * num_decodes + windowed_slope * growing
+        if gpu >= floor:
+            return Line(serial + gpu, increment, FOREVER)
+        return Line(serial + floor, 0.0, int((floor - gpu) / increment) + 1 if increment > 0.0 else FOREVER)
+
+    def _bending(self, num_decodes: int, context: int, windowed: int, growing: int) -> Line:
+        entry = self._by_decodes[num_decodes]
+        assert entry.full is not None
+        assert entry.windowed is not None
+        base_f, slope_f, end_f = entry.full.segment(context)
+        base_w, slope_w, end_w = entry.windowed.segment(windowed)
+        gpu = entry.base + base_f + base_w + slope_f * context + slope_w * windowed
+        increment = slope_f * num_decodes + slope_w * growing
+        steps = float(FOREVER)
+        if num_decodes:
+            steps = min(steps, (end_f - context) // num_decodes + 1)
+        if growing:
+            steps = min(steps, (end_w - windowed) // growing + 1)
+        if gpu >= entry.floor:
+            return Line(entry.serial + gpu, increment, max(1, int(steps)))
+        if increment > 0.0:
+            steps = min(steps, int((entry.floor - gpu) / increment) + 1)
+        return Line(entry.serial + entry.floor, 0.0, max(1, int(steps)))
+
+    def mixed(
+        self, num_decodes: int, context: int, windowed: int, chunks: Sequence[tuple[int, int]], num_sampled: int
+    ) -> float:
+        """See ``StepCost``. Attention of decodes and of chunks run as two kernels per layer."""
+        if not chunks:
+            return self.decode(num_decodes, context, windowed, 0).first
+        tokens, seconds, chunk = num_decodes, 0.0, self._chunk
+        for new, computed in chunks:
+            tokens += new
+            seconds += chunk(new, computed)
+        seconds += self._mixed_gpu[tokens] + self._by_sampled[num_sampled]
+        if num_decodes:
+            full, wind = self._mixed_decode[num_decodes]
+            if full.knots or wind.knots:
+                seconds += full.at(context) + wind.at(windowed)
+            else:
+                seconds += full.base[0] + full.slope[0] * context + wind.base[0] + wind.slope[0] * windowed
+        sequences = num_decodes + len(chunks)
+        floor = self.overhead.floor_s(sequences, self._kernels)
+        return self._serial[sequences] + (seconds if seconds > floor else floor)  # noqa: FURB136 - the hot path; max() costs a call
+
+
+def _seconds(entries: Sequence[Entry]) -> float:
+    return sum(e.times * e.price.seconds for e in entries)
+
+
+def _weighted(prices: Sequence[tuple[int, ChunkSeconds]]) -> ChunkSeconds:
+    """Sum over kinds of attention layers."""
+    if len(prices) == 1:
+        count, only = prices[0]
+        return lambda new, computed: count * only(new, computed)
+    return lambda new, computed: sum([n * f(new, computed) for n, f in prices])

@@ -1,0 +1,1 @@
+"""GPUs, nodes, links, prices and power."""

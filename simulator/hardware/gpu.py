@@ -1,0 +1,118 @@
+"""GPUs and the nodes they sit in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from simulator.core.errors import HardwareError
+from simulator.core.names import suggestion
+
+CATALOGUE = Path(__file__).with_name("catalogue.yaml")
+GIB = 1024**3
+# One message, software included: medians of small NCCL and custom all-reduce kernels (NVIDIA aiconfigurator 095f58a)
+# on NVLink; over PCIe each message crosses host bridges. Network: RDMA over InfiniBand or RoCE.
+LINK_LATENCY_S = {"nvlink": 4.5e-6, "infinity_fabric": 8e-6, "pcie": 12e-6}
+NETWORK_LATENCY_S = 10e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """``bandwidth``: bytes/s in one direction, per GPU."""
+
+    kind: str  # nvlink | infinity_fabric | pcie | network
+    bandwidth: float
+    latency_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU and its surroundings. Peaks are dense, in FLOP/s, by number format; bandwidths in bytes/s."""
+
+    name: str
+    memory_bytes: int  # what a process sees: cudaMemGetInfo's total
+    memory_bandwidth: float
+    peak_flops: Mapping[str, float]
+    tdp_w: float
+    idle_w: float
+    compute_capability: float
+    link: Link  # between the GPUs of a node
+    host_bandwidth: float  # bytes/s to the host's memory, one way
+    network: Link  # between nodes, per GPU
+    gpus_per_node: int
+    price_per_hour: float | None  # USD on demand, None: no public offer known
+    price_source: str
+    vendor: str
+    aliases: tuple[str, ...]
+    source: str
+
+    def peak(self, math: str) -> tuple[str, float]:
+        """(number format the product really runs in, FLOP/s): formats without tensor cores fall back to 16 bits.
+
+        Weights stored narrower than the units can multiply are dequantised first, as Marlin-style kernels do.
+        """
+        if math == "mxfp4":  # fp4 weights against fp8 activations run at the fp8 rate, where fp4 units exist at all
+            math = "fp8" if "fp4" in self.peak_flops else "bf16"
+        for name in (math, "bf16", "fp16"):
+            if name in self.peak_flops:
+                return name, self.peak_flops[name]
+        raise HardwareError(f"{self.name} has no tensor-core rate for {math}")
+
+    def group_link(self, size: int) -> Link:
+        """Slowest link a group of ``size`` GPUs talks over: the node's, or the network once it spans nodes."""
+        return self.link if size <= self.gpus_per_node else self.network
+
+
+def _key(name: str) -> str:
+    return name.lower().replace("nvidia", "").translate(str.maketrans("", "", "-_. /"))
+
+
+def _gpu(name: str, row: Mapping[str, Any]) -> Gpu:
+    kind = row["link"]
+    bandwidth = row["link_bandwidth"] if kind != "pcie" else row["pcie"]
+    offers = row.get("offers")
+    collected = f"median of {offers} on-demand offers, 2026-05-24" if offers else "no public offer known"
+    extra = row.get("price_source")
+    return Gpu(
+        name=name,
+        memory_bytes=round(row["memory_gib"] * GIB),
+        memory_bandwidth=row["bandwidth"] * 1e9,
+        peak_flops={k: v * 1e12 for k, v in row["flops"].items()},
+        tdp_w=float(row["tdp_w"]),
+        idle_w=float(row["idle_w"]),
+        compute_capability=float(row["capability"]),
+        link=Link(kind, bandwidth * 1e9, LINK_LATENCY_S[kind]),
+        host_bandwidth=row["pcie"] * 1e9,
+        network=Link("network", row["network"] * 1e9, NETWORK_LATENCY_S),
+        gpus_per_node=row["gpus_per_node"],
+        price_per_hour=row.get("price"),
+        price_source=f"{collected} ({extra})" if extra else collected,
+        vendor=row.get("vendor", "NVIDIA"),
+        aliases=tuple(row["aliases"]),
+        source=row["source"],
+    )
+
+
+@cache
+def gpus() -> Mapping[str, Gpu]:
+    """The catalogue by name, in the order of the file."""
+    rows = yaml.safe_load(CATALOGUE.read_text(encoding="utf-8"))
+    return {name: _gpu(name, row) for name, row in rows.items()}
+
+
+@cache
+def _by_key() -> Mapping[str, Gpu]:
+    return {_key(name): gpu for gpu in gpus().values() for name in (gpu.name, *gpu.aliases)}
+
+
+def gpu(name: str) -> Gpu:
+    """A GPU by name or alias; case, ``-``, ``_`` and a leading ``NVIDIA`` do not matter. Raises HardwareError."""
+    found = _by_key().get(_key(name))
+    if found is None:
+        raise HardwareError(f"unknown GPU {name!r}", where="gpu", remedy=suggestion(name, gpus(), noun="known GPUs"))
+    return found

@@ -1,0 +1,1 @@
+"""The model: architecture facts, parameter counts, bytes."""
