@@ -1,0 +1,120 @@
+"""A trace through a replica: builds the parts, runs the clock, returns records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from simulator.cluster.arrivals import Arrivals
+from simulator.cluster.clock import ARRIVAL, Clock
+from simulator.cluster.replica import Replica
+from simulator.core.errors import ScenarioError
+from simulator.cost.interface import StepCost
+from simulator.kv.pool import BlockPool
+from simulator.kv.prefix import PrefixCache
+from simulator.replica.engine import Engine, Observer
+from simulator.replica.recorder import Recorder
+from simulator.replica.records import SimulationRecords, Status
+from simulator.scheduling import POLICIES, EngineArgs, EngineState, Request
+from traces.trace import Trace
+
+Progress = Callable[[float, int, int], None]  # (simulated seconds, requests that arrived, requests in the trace)
+
+
+def make_state(args: EngineArgs, num_gpu_blocks: int, cost: StepCost, trace: Trace, *, grows: bool) -> EngineState:
+    """Queues and an empty KV cache. vLLM keeps one block of ``num_gpu_blocks`` back as the null block."""
+    usable = num_gpu_blocks - 1
+    if not args.enable_prefix_caching:
+        return EngineState(args, BlockPool(usable, args.block_size), window=cost.sliding_window, grows=grows)
+    unit = 1
+    if trace.prefix is not None:
+        tokens = trace.prefix.block_tokens
+        if max(tokens, args.block_size) % min(tokens, args.block_size):
+            raise ScenarioError(
+                f"block_size {args.block_size} does not divide the trace's prefix blocks of {tokens} tokens.",
+                where=trace.source,
+                remedy="Choose a block_size that divides them (or a multiple), or turn enable_prefix_caching off.",
+            )
+        unit = max(tokens // args.block_size, 1)
+    return EngineState(args, PrefixCache(usable, args.block_size, unit), window=cost.sliding_window, grows=grows)
+
+
+def simulate(
+    trace: Trace,
+    args: EngineArgs,
+    cost: StepCost,
+    num_gpu_blocks: int,
+    *,
+    max_model_len: int = 0,
+    closed_loop_users: int | None = None,
+    horizon_s: float | None = None,
+    step_mode: bool = False,
+    progress: Progress | None = None,
+    observer: Observer | None = None,
+    sequential: bool = False,
+) -> SimulationRecords:
+    """Serve ``trace`` on one replica.
+
+    num_gpu_blocks: KV blocks as vLLM counts them (its null block included).
+    max_model_len: requests whose prompt and output exceed it are rejected (0: no limit).
+    closed_loop_users: ignore arrival times; so many users send one request after the other.
+    horizon_s: stop then, with requests in flight; None: until every request has ended.
+    step_mode: plan every step on its own instead of in spans; same records.
+    observer: watches every plan; sequential: see ``Engine``.
+    Raises ScenarioError when trace and engine do not fit together.
+    """
+    clock = Clock()
+    policy = POLICIES.get(args.policy)(args)
+    state = make_state(args, num_gpu_blocks, cost, trace, grows=policy.grows)
+    recorder = Recorder(len(trace))
+    capacity = state.pool.num_blocks * args.block_size
+    longest = min(capacity + 1, max_model_len) if max_model_len else capacity + 1  # the last token needs no KV
+    arrived = 0
+    report_every = max(len(trace) // 200, 1)
+
+    def deliver(request: Request, now: float) -> None:
+        nonlocal arrived
+        arrived += 1
+        if progress is not None and arrived % report_every == 0:
+            progress(now, arrived, len(trace))
+        row = request.row
+        if request.prompt_tokens + request.output_tokens > longest:
+            recorder.status[row] = Status.REJECTED
+            arrivals.finished(request, now)
+            return
+        recorder.replica[row] = 0
+        replica.receive(request, now)
+
+    arrivals = Arrivals(
+        clock,
+        trace,
+        deliver,
+        users=closed_loop_users,
+        block_size=args.block_size,
+        use_prefix=args.enable_prefix_caching and trace.prefix is not None,
+    )
+    engine = Engine(
+        state,
+        policy,
+        cost,
+        recorder,
+        step_mode=step_mode,
+        sequential=sequential,
+        on_finish=arrivals.finished if arrivals.has_feedback else None,
+        observer=observer,
+    )
+    replica = Replica(clock, engine)
+    arrivals.start()
+    if horizon_s is None:
+        clock.run()
+    else:
+        clock.run(until=clock.at(horizon_s, ARRIVAL, lambda _: None))
+    engine.close()
+    return SimulationRecords(
+        requests=recorder.requests(arrivals.arrival, trace.prompt_tokens, trace.output_tokens),
+        steps=recorder.steps(),
+        end=max(engine.busy_until, float(clock.now)) if horizon_s is None else horizon_s,
+        num_gpu_blocks=(num_gpu_blocks,),
+        block_size=args.block_size,
+        num_events=clock.num_events,
+        tokens_recomputed=state.tokens_recomputed,
+    )

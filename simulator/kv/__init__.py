@@ -1,0 +1,1 @@
+"""KV blocks: the pool and the prefix cache."""

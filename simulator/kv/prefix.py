@@ -1,0 +1,287 @@
+"""Prefix caching by block hash, block for block as vLLM V1 does it, at the price of runs instead of blocks.
+
+What vLLM does (``v1/core/block_pool.py``, 0.33): a full block carries the hash of its whole prefix; the blocks of a
+finished or preempted request go back in reverse order, those with a hash to the far end of the free queue (least
+recently used is evicted first), those without to its near end. A block is not de-duplicated: two requests that
+prefill the same prefix at once leave two instances, and a lookup takes the oldest.
+
+Two facts make it cheap without changing any outcome. Blocks without a hash are interchangeable and always sit before
+every cached block in the free queue, so they are a number. And blocks of one request enter and leave together, so they
+are kept as a *run* of consecutive positions, cut only where another request's hit ends inside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import repeat
+
+from simulator.kv.pool import BlockPool
+
+
+class Run:
+    """Instances of the blocks at positions ``[lo, hi)`` of one chain of block ids."""
+
+    __slots__ = ("hi", "holders", "ids", "lo", "next", "previous")
+
+    def __init__(self, ids: Sequence[int], lo: int, hi: int, holders: set[BlockTable]) -> None:
+        self.ids = ids
+        self.lo = lo
+        self.hi = hi
+        self.holders = holders  # empty: every block is free and the run stands in the eviction order
+        self.previous: Run | None = None
+        self.next: Run | None = None
+
+
+class BlockTable:
+    """The cached blocks one request holds, and the ids of its prompt blocks.
+
+    ``ids[i]`` names engine blocks ``[i * unit, (i + 1) * unit)`` of the prompt; blocks past them are the request's own
+    (its last partial trace block and its output): nobody else can hit them, the request itself can after preemption.
+    """
+
+    __slots__ = ("ids", "own", "runs")
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self.ids = ids
+        self.runs: list[Run] = []  # consecutive, from position 0
+        self.own: list[Run] = []  # runs that hold positions past the ids, live while the request may come back
+
+
+class Hit:
+    """A looked-up prefix: runs with the positions to use, and how many of its blocks are free right now."""
+
+    __slots__ = ("blocks", "free_blocks", "parts")
+
+    def __init__(self, parts: list[tuple[Run, int]], blocks: int, free_blocks: int) -> None:
+        self.parts = parts  # (run, end position of the part)
+        self.blocks = blocks
+        self.free_blocks = free_blocks
+
+
+NO_HIT = Hit([], 0, 0)
+
+
+class PrefixCache(BlockPool):
+    """A block pool whose free blocks keep their content until they are needed."""
+
+    __slots__ = ("_cached", "_index", "_order", "unit")
+
+    def __init__(self, num_blocks: int, block_size: int, unit: int = 1) -> None:
+        """unit: engine blocks per id of ``BlockTable.ids``."""
+        super().__init__(num_blocks, block_size)
+        self.unit = unit
+        self._cached = 0  # free blocks with content
+        self._index: dict[int, Run | list[Run]] = {}  # id -> instances, oldest first
+        order = Run((), 0, 0, set())  # sentinel of the eviction order: order.next is evicted first
+        order.next = order.previous = order
+        self._order = order
+
+    @property
+    def cached(self) -> int:
+        return self._cached
+
+    # -- lookup ------------------------------------------------------------------------------------------------
+
+    def lookup(self, table: BlockTable, max_blocks: int) -> Hit:
+        """The longest cached prefix of ``table``'s request, at most ``max_blocks`` blocks. Changes nothing."""
+        position = free = 0
+        parts: list[tuple[Run, int]] = []
+        keyed = min(len(table.ids) * self.unit, max_blocks)
+        while position < keyed:
+            run = self._instance(table.ids[position // self.unit], position)
+            if run is None:
+                return Hit(parts, position, free)
+            end = self._extent(run, table.ids, position, keyed)
+            parts.append((run, end))
+            if not run.holders:
+                free += end - position
+            position = end
+        while position < max_blocks:
+            run = next((r for r in table.own if r.lo <= position < r.hi), None)
+            if run is None:
+                break
+            end = min(run.hi, max_blocks)
+            parts.append((run, end))
+            if not run.holders:
+                free += end - position
+            position = end
+        return Hit(parts, position, free)
+
+    def _instance(self, block_id: int, position: int) -> Run | None:
+        found = self._index.get(block_id)
+        if found is None:
+            return None
+        if isinstance(found, Run):
+            return found if found.lo <= position < found.hi else None
+        return next((run for run in found if run.lo <= position < run.hi), None)
+
+    def _extent(self, run: Run, ids: Sequence[int], position: int, limit: int) -> int:
+        """How far ``run`` is the instance that a lookup of ``ids`` would choose, from ``position`` on."""
+        unit = self.unit
+        index = self._index
+        limit = min(limit, run.hi)
+        end = (position // unit + 1) * unit
+        while end < limit:
+            block_id = ids[end // unit]
+            if index.get(block_id) is not run and self._instance(block_id, end) is not run:
+                return end
+            end += unit
+        return limit
+
+    # -- admission ---------------------------------------------------------------------------------------------
+
+    def hold(self, table: BlockTable, hit: Hit) -> None:
+        """Make the blocks of ``hit`` the request's: they leave the eviction order."""
+        for run, end in hit.parts:
+            part = run if end == run.hi else self._cut(run, end)
+            if part is not run and run in table.own:
+                table.own.append(part)
+            if not part.holders:
+                self._unlink(part)
+                count = part.hi - part.lo
+                self._cached -= count
+                self.free -= count
+            part.holders.add(table)
+            table.runs.append(part)
+
+    def _cut(self, run: Run, position: int) -> Run:
+        """Split ``run`` before ``position``; returns the first part. Holders of the run hold both parts."""
+        head = Run(run.ids, run.lo, position, set(run.holders))
+        for holder in run.holders:
+            holder.runs.insert(holder.runs.index(run), head)
+        run.lo = position
+        keyed = len(run.ids) * self.unit
+        for i in range(head.lo // self.unit, -(-min(position, keyed) // self.unit)):
+            self._reindex(run.ids[i], run, head, keep=(i + 1) * self.unit > position)
+        if not head.holders:  # the tail of a run is evicted before its head
+            self._link_after(head, run)
+        return head
+
+    def _reindex(self, block_id: int, run: Run, head: Run, *, keep: bool) -> None:
+        found = self._index[block_id]
+        instances = [found] if isinstance(found, Run) else found
+        at = instances.index(run)
+        instances[at : at + 1] = [head, run] if keep else [head]
+        self._index[block_id] = instances if len(instances) > 1 else instances[0]
+
+    # -- allocation and caching --------------------------------------------------------------------------------
+
+    def take(self, count: int) -> None:
+        super().take(count)
+        shortfall = self._cached - self.free
+        if shortfall > 0:  # blocks without content are used first, then the least recently used content
+            self._evict(shortfall)
+
+    def _evict(self, count: int) -> None:
+        unit = self.unit
+        self._cached -= count
+        while count:
+            run = self._order.next
+            assert run is not None
+            taken = min(count, run.hi - run.lo)
+            count -= taken
+            old, run.hi = run.hi, run.hi - taken
+            keyed = len(run.ids) * unit
+            if run.hi < keyed:
+                first = -(-run.hi // unit) if run.hi > run.lo else run.lo // unit
+                for i in range(first, -(-min(old, keyed) // unit)):
+                    self._forget(run.ids[i], run)
+            if run.hi == run.lo:
+                self._unlink(run)
+
+    def _forget(self, block_id: int, run: Run) -> None:
+        found = self._index[block_id]
+        if found is run:
+            del self._index[block_id]
+        else:
+            assert isinstance(found, list)
+            found.remove(run)
+            if len(found) == 1:
+                self._index[block_id] = found[0]
+
+    def cache(self, table: BlockTable, full_blocks: int) -> None:
+        """The request's first ``full_blocks`` blocks are full: from now on others can hit those with an id."""
+        end = min(full_blocks, len(table.ids) * self.unit)
+        runs = table.runs
+        start = runs[-1].hi if runs else 0
+        if end <= start:
+            return
+        last = runs[-1] if runs else None
+        if last is None or last.ids is not table.ids or len(last.holders) != 1:
+            last = Run(table.ids, start, end, {table})
+            runs.append(last)
+            first_id = start // self.unit
+        else:  # grow the run of an earlier chunk
+            last.hi = end
+            first_id = -(-start // self.unit)
+        new = table.ids[first_id : -(-end // self.unit)]
+        if self._index.keys().isdisjoint(new):
+            self._index.update(zip(new, repeat(last), strict=False))
+            return
+        for block_id in new:
+            found = self._index.get(block_id)
+            if found is None:
+                self._index[block_id] = last
+            elif isinstance(found, Run):
+                self._index[block_id] = [found, last]
+            else:
+                found.append(last)
+
+    # -- release -----------------------------------------------------------------------------------------------
+
+    def release(self, table: BlockTable | None, blocks: int, full_blocks: int, *, returns: bool) -> None:
+        """Give back a request's ``blocks``, the first ``full_blocks`` of which keep their content.
+
+        returns: the request was preempted and may hit its own blocks again.
+        """
+        held = 0
+        if table is not None:
+            held = table.runs[-1].hi if table.runs else 0
+            shared = sum(run.hi - run.lo for run in table.runs if len(run.holders) > 1)
+            self.free -= shared  # still held by others
+        self.free += blocks
+        self._cached += max(full_blocks - held, 0)
+        if full_blocks > held:
+            self._append_own(table, held, full_blocks, returns=returns)
+        if table is not None:
+            for run in reversed(table.runs):
+                run.holders.discard(table)
+                if not run.holders:
+                    self._cached += run.hi - run.lo
+                    self._link_after(run, self._order.previous)
+            table.runs = []
+            if not returns:
+                table.own = []
+
+    def _append_own(self, table: BlockTable | None, lo: int, hi: int, *, returns: bool) -> None:
+        """Content past the ids goes to the end of the eviction order; it is one count when nobody can hit it."""
+        last = self._order.previous
+        assert last is not None
+        if returns and table is not None:
+            own = Run(table.ids, lo, hi, set())
+            table.own.append(own)
+            self._link_after(own, last)
+        elif last is not self._order and last.ids is ANONYMOUS:
+            last.hi += hi - lo
+        else:
+            self._link_after(Run(ANONYMOUS, 0, hi - lo, set()), last)
+
+    # -- eviction order ----------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _link_after(run: Run, before: Run | None) -> None:
+        assert before is not None
+        after = before.next
+        assert after is not None
+        run.previous, run.next = before, after
+        before.next = after.previous = run
+
+    @staticmethod
+    def _unlink(run: Run) -> None:
+        previous, after = run.previous, run.next
+        assert previous is not None and after is not None
+        previous.next, after.previous = after, previous
+        run.previous = run.next = None
+
+
+ANONYMOUS: Sequence[int] = []  # (by identity) the ids of blocks that nobody can hit again

@@ -1,0 +1,323 @@
+"""One serving engine: pure state and times, no clock. ``plan -> price -> apply``, in spans.
+
+A *span* is the longest run of equal decode steps: nothing joins, leaves, runs out of blocks or bends the price. Its
+step ends have a closed form, so a span costs the same however long it is; an arrival that could be admitted cuts it
+after the step in flight. Running with ``step_mode`` plans every step on its own and gives the same bytes.
+
+With ``async_scheduling`` the engine plans step N+1 while step N runs, as vLLM's engine core does with its batch queue
+of two: an arrival waits one step longer and a finish is seen one step later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf, sqrt
+from typing import Protocol
+
+from simulator.cost.interface import StepCost
+from simulator.replica.recorder import Recorder
+from simulator.scheduling.policy import Policy
+from simulator.scheduling.request import Request
+from simulator.scheduling.state import EngineState, Step
+
+
+class Observer(Protocol):
+    """Watches an engine without touching it."""
+
+    def settled(self, now: float, state: EngineState) -> None:
+        """The engine woke: what ran is applied and finished requests have gone."""
+        ...
+
+    def planned(self, now: float, begin: float, step: Step, state: EngineState) -> None:
+        """A step (or the first of a span of equal steps) was planned at ``now`` to run from ``begin``; not applied."""
+        ...
+
+
+class Engine:
+    """A replica's engine. The cluster calls ``add`` when a request arrives and ``wake`` at ``wake_time``."""
+
+    __slots__ = (
+        "_begin",
+        "_bounded",
+        "_exact",
+        "_first",
+        "_increment",
+        "_index",
+        "_lead",
+        "_pending",
+        "_recorder",
+        "_row",
+        "_sequential",
+        "_step_mode",
+        "_steps_done",
+        "_version",
+        "busy_until",
+        "cost",
+        "eager",
+        "last_token_time",
+        "observer",
+        "on_finish",
+        "policy",
+        "state",
+        "wake_time",
+    )
+
+    def __init__(
+        self,
+        state: EngineState,
+        policy: Policy,
+        cost: StepCost,
+        recorder: Recorder,
+        *,
+        index: int = 0,
+        step_mode: bool = False,
+        sequential: bool = False,
+        on_finish: Callable[[Request, float], None] | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        """step_mode: plan every step on its own instead of in spans.
+        sequential: add step times one by one, as logs made step by step did, instead of in closed form.
+        """
+        self.state = state
+        self.policy = policy
+        self.cost = cost
+        self.on_finish = on_finish
+        self.observer = observer
+        self.eager = on_finish is not None or observer is not None  # finishes must be seen when they happen
+        self.wake_time = inf
+        self.busy_until = 0.0  # end of the last planned step
+        self.last_token_time = 0.0  # end of the last planned step that made decode tokens
+        self._recorder = recorder
+        self._index = index
+        self._step_mode = step_mode
+        self._sequential = sequential
+        self._lead = 1 if state.args.async_scheduling else 0
+        self._pending = 0  # steps of the span in flight that are planned but not applied
+        # The span: step k (from 1) ends at _begin + k * _first + _increment * k * (k - 1) / 2.
+        self._begin = self._first = self._increment = 0.0
+        self._steps_done = 0  # of the span, applied
+        self._bounded = 0  # steps for which the price holds
+        self._version = -1  # batch for which the span was priced; -1: none
+        self._exact: list[float] | None = None  # step ends added one by one, for costs that ask for it
+        self._row: tuple[int, int, int, int, int] | None = None  # decodes, context, first token step, waiting, running
+        policy.prepare(state)
+
+    # -- called by the cluster ---------------------------------------------------------------------------------
+
+    def add(self, request: Request, now: float) -> bool:
+        """Queue a request. True when ``wake_time`` has changed."""
+        cut = self.policy.arrive(self.state, request)
+        if self.wake_time == inf:
+            self.wake_time = now
+            return True
+        return cut and self._pending > 1 and self._cut(now)
+
+    def wake(self, now: float) -> None:
+        """``wake_time`` has come: apply what ran, let finished requests go, plan what runs next."""
+        if self._pending:
+            self._apply()
+        if self.state.releasing:
+            self.settle(now)
+        if self.observer is not None:
+            self.observer.settled(now, self.state)
+        self._plan(now)
+
+    def settle(self, now: float) -> None:
+        """Release the requests whose last step has ended."""
+        releasing = self.state.releasing
+        while releasing and releasing[0][0] <= now:
+            end, request = releasing.popleft()
+            self.state.release(request)
+            self._recorder.finished(request, end)
+            if self.on_finish is not None:
+                self.on_finish(request, end)
+
+    def close(self) -> None:
+        """Write down the requests still here; call once, when the simulation stops."""
+        self._close_row()
+        state = self.state
+        for end, request in state.releasing:
+            self._recorder.finished(request, end)
+        left = [request for request in state.running if all(request is not r for _, r in state.releasing)]
+        for request in (*left, *(state.waiting[i] for i in range(len(state.waiting)))):
+            if request.decoding:
+                request.last_step = state.token_steps
+            else:
+                request.first_token_step = request.last_step = state.token_steps
+            self._recorder.store(request)
+
+    # -- planning ----------------------------------------------------------------------------------------------
+
+    def _plan(self, now: float) -> None:
+        state = self.state
+        lead = self._lead
+        while True:
+            begin = self.busy_until if self.busy_until > now else now
+            step = self.policy.schedule(state)
+            if step is None or not (step.decodes or step.chunks):
+                self._version = -1
+                if begin > now:
+                    self.wake_time = begin
+                    return
+                if step is not None and step.preempted:
+                    continue  # everybody running gave way: somebody waiting fits now
+                self.wake_time = inf
+                return
+            if self.observer is not None:
+                self.observer.planned(now, begin, step, state)
+            if step.is_run:
+                steps = self._span(begin)
+                self._pending = steps
+                wake = self._end(self._steps_done + steps - lead)
+            else:
+                self._mixed(step, begin, now)
+                wake = begin if lead else self.busy_until
+            self.wake_time = wake
+            if wake > now or not lead:
+                return
+            if self._pending:  # the pipeline was empty: plan the second step at once
+                self._apply()
+
+    def _span(self, begin: float) -> int:
+        """Price the coming decode steps; returns how many of them to run."""
+        state = self.state
+        if self._version != state.batch_version or self._steps_done >= self._bounded:
+            self._close_row()
+            batch = state.num_decodes
+            context = state.computed_sum + batch
+            self._first, self._increment, self._bounded = self.cost.decode(
+                batch, context, state.windowed_sum, state.growing
+            )
+            self._begin = begin
+            self._steps_done = 0
+            self._version = state.batch_version
+            self._exact = [begin] if self._sequential else None
+            self._row = (batch, context, state.token_steps, len(state.waiting), len(state.running))
+        if self._step_mode or (state.releasing and (self.eager or state.waiting)):
+            return 1
+        run = state.longest_run()
+        bounded = self._bounded - self._steps_done
+        return run if run < bounded else bounded
+
+    def _end(self, step: int) -> float:
+        """When step ``step`` of the span ends (0: when the span begins)."""
+        exact = self._exact
+        if exact is None:
+            return self._begin + step * self._first + self._increment * (step * (step - 1) // 2)
+        while len(exact) <= step:
+            exact.append(exact[-1] + self._first)
+        return exact[step]
+
+    def _cut(self, now: float) -> bool:
+        """Shorten the span so that an arrival at ``now`` is seen at the next step it can join."""
+        half = self._first - self._increment / 2
+        elapsed = now - self._begin
+        root = half + sqrt(max(half * half + 2 * self._increment * elapsed, 0.0))
+        at_least = self._steps_done + 1 - self._lead
+        step = int(2 * elapsed / root) if root > 0 else at_least
+        if step < at_least:
+            step = at_least
+        while self._end(step) < now:  # the formula is a float; the step ends themselves decide
+            step += 1
+        while step > at_least and self._end(step - 1) >= now:
+            step -= 1
+        steps = step - self._steps_done + self._lead
+        if steps >= self._pending:
+            return False
+        self._pending = steps
+        self.wake_time = self._end(step)
+        return True
+
+    def _apply(self) -> None:
+        """The pending steps of the span have been computed (or, the last one, are in flight)."""
+        state = self.state
+        state.advance(self._pending)
+        self._steps_done += self._pending
+        self._pending = 0
+        self.busy_until = self.last_token_time = end = self._end(self._steps_done)
+        for request in state.ended():
+            state.releasing.append((end, request))
+
+    def _mixed(self, step: Step, begin: float, now: float) -> None:
+        """Price and apply one step that is not a plain decode step."""
+        self._close_row()
+        self._version = -1
+        state = self.state
+        held = self._hold_back(step) if step.held else []
+        batch = state.num_decodes if step.decodes else 0
+        context = state.computed_sum + batch if batch else 0
+        chunks = [(tokens, before) for _, tokens, before in step.chunks]
+        sampled = batch + len(step.completed)
+        seconds = self.cost.mixed(batch, context, state.windowed_sum if batch else 0, chunks, sampled) + step.extra_s
+        end = begin + seconds
+        first_token_step = state.token_steps
+        if batch:
+            state.advance(1)
+            self.last_token_time = end
+        for request, left in held:
+            state.join(request, left)
+        for request in step.admitted:
+            if request.scheduled < 0:
+                request.scheduled = now
+        done = state.ended() if batch else []
+        for request in step.completed:
+            if request.first_token < 0:
+                request.first_token = end
+            request.range_start = end
+            left = request.prompt_tokens + request.output_tokens - request.target - 1
+            if left > 0:
+                state.join(request, left)
+            else:
+                request.first_token_step = request.last_step = state.token_steps
+                done.append(request)
+        if len(done) > 1:
+            done.sort(key=_order)
+        for request in done:
+            state.releasing.append((end, request))
+        self.busy_until = end
+        prefill_tokens = sum(tokens for tokens, _ in chunks)
+        self._recorder.span_times.extend((begin, seconds, 0.0, context))
+        self._recorder.span_counts.extend(
+            (
+                self._index,
+                1,
+                batch,
+                first_token_step,
+                prefill_tokens,
+                len(chunks),
+                len(state.waiting),
+                len(state.running),
+                state.pool.free,
+                len(step.preempted),
+            )
+        )
+
+    def _hold_back(self, step: Step) -> list[tuple[Request, int]]:
+        """Decoding requests that this step leaves out: their range of token steps ends here and resumes after it."""
+        held: list[tuple[Request, int]] = []
+        state = self.state
+        for request in step.held:
+            if request.first_token_step < state.token_steps:
+                ranges = request.extra_ranges = request.extra_ranges or []
+                ranges.append((request.first_token_step, state.token_steps, request.range_start))
+                request.range_start = self.last_token_time
+            held.append((request, request.last_step - state.token_steps))
+            state.leave(request)
+        return held
+
+    def _close_row(self) -> None:
+        """Write the row of the span that ends."""
+        if self._row is None or not self._steps_done:
+            self._row = None
+            return
+        batch, context, first_token_step, waiting, running = self._row
+        self._recorder.span_times.extend((self._begin, self._first, self._increment, context))
+        self._recorder.span_counts.extend(
+            (self._index, self._steps_done, batch, first_token_step, 0, 0, waiting, running, self.state.pool.free, 0)
+        )
+        self._row = None
+        self._steps_done = 0
+
+
+def _order(request: Request) -> int:
+    return request.order

@@ -1,0 +1,334 @@
+"""What an engine policy sees and moves: the queues, the KV blocks and the decoding batch of one replica.
+
+The batch is kept in aggregate. Requests that *decode* advance together, one token per token step, so the state holds
+their number, the sum of their contexts, a heap of the token steps at which they end, and how many of them will need a
+KV block at each offset within a block (``_phase``, a rotating histogram). A step costs the same for 1 and 1,000 of them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from heapq import heappop, heappush
+from typing import Protocol
+
+from simulator.kv.pool import BlockPool
+from simulator.kv.prefix import NO_HIT, BlockTable, Hit, PrefixCache
+from simulator.scheduling.args import EngineArgs
+from simulator.scheduling.request import Request
+
+
+class Queue(Protocol):
+    """Waiting requests, next one at ``[0]``. A ``deque`` is one."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Request: ...
+    def append(self, request: Request, /) -> None: ...
+    def appendleft(self, request: Request, /) -> None: ...
+    def popleft(self) -> Request: ...
+
+
+class Step:
+    """A plan: the decoding batch (less ``held``) makes one token each, and ``chunks`` of prompts are computed."""
+
+    __slots__ = ("admitted", "chunks", "completed", "decodes", "extra_s", "held", "preempted")
+
+    def __init__(self, *, decodes: bool) -> None:
+        self.decodes = decodes
+        self.chunks: list[tuple[Request, int, int]] = []  # (request, new tokens, tokens computed before)
+        self.completed: list[Request] = []  # chunks that yield a token at the end of the step
+        self.admitted: list[Request] = []
+        self.preempted: list[Request] = []
+        self.held: list[Request] = []  # decoding requests left out of this step
+        self.extra_s = 0.0  # s, time on top of the computation (swapping)
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the same plan repeats until something happens: a decode span may follow."""
+        return not (self.chunks or self.held or self.preempted or self.extra_s)
+
+
+class EngineState:
+    """Queues, blocks and batch of one replica. Policies call its methods; nothing else mutates it."""
+
+    __slots__ = (
+        "_crossings",
+        "_ends",
+        "_grows",
+        "_phase",
+        "_window_sum",
+        "admissions",
+        "args",
+        "batch_version",
+        "block_size",
+        "caching",
+        "computed_sum",
+        "growing",
+        "last_decode_order",
+        "num_decodes",
+        "pool",
+        "prefilling",
+        "releasing",
+        "running",
+        "token_steps",
+        "tokens_computed",
+        "tokens_recomputed",
+        "waiting",
+        "window",
+    )
+
+    def __init__(self, args: EngineArgs, pool: BlockPool, *, window: int | None = None, grows: bool = True) -> None:
+        """window: the model's sliding window in tokens. grows: decoding takes a block whenever one is full;
+        False for policies that reserve a request's blocks at admission."""
+        self.args = args
+        self.pool = pool
+        self.block_size = pool.block_size
+        self.caching = isinstance(pool, PrefixCache)
+        self.waiting: Queue = deque()
+        self.running: dict[Request, None] = {}  # in order of admission
+        self.prefilling: dict[Request, None] = {}  # the running requests with prompt left to compute
+        self.releasing: deque[tuple[float, Request]] = deque()  # (end of the last step, request), still in running
+        self.num_decodes = 0
+        self.computed_sum = 0  # tokens, over the decoding requests
+        self.token_steps = 0
+        self.batch_version = 0  # changes whenever the decoding batch does
+        self.last_decode_order = -1  # upper bound on ``order`` of the decoding requests
+        self.admissions = 0
+        self.tokens_computed = 0
+        self.tokens_recomputed = 0
+        self._ends: list[tuple[int, int, Request]] = []
+        self._phase = [0] * self.block_size
+        self._grows = grows
+        self.window = window
+        self.growing = 0  # decoding requests shorter than the window
+        self._window_sum = 0  # tokens computed, over those
+        self._crossings: list[tuple[int, int, Request]] = []
+
+    # -- prompts -----------------------------------------------------------------------------------------------
+
+    def hit(self, request: Request) -> Hit:
+        """The cached prefix of a waiting request; at least its last token is left to compute, as in vLLM."""
+        if request.table is None or not self.caching:
+            return NO_HIT
+        assert isinstance(self.pool, PrefixCache)
+        return self.pool.lookup(request.table, (request.target - 1) // self.block_size)
+
+    def admit(self, request: Request, hit: Hit, step: Step) -> None:
+        """Move the head of the queue into the running batch, holding the blocks of ``hit``."""
+        if hit is not NO_HIT:
+            assert isinstance(self.pool, PrefixCache) and request.table is not None
+            self.pool.hold(request.table, hit)
+        self.start(request, hit.blocks * self.block_size, step)
+
+    def start(self, request: Request, computed: int, step: Step) -> None:
+        """The request joins the running batch with ``computed`` tokens of KV already there."""
+        request.order = self.admissions
+        self.admissions += 1
+        request.computed = computed
+        if request.cached_tokens < 0:
+            request.cached_tokens = computed
+        self.running[request] = None
+        self.prefilling[request] = None
+        step.admitted.append(request)
+
+    def blocks_for(self, request: Request, tokens: int) -> int:
+        """Blocks still to take so that a prefilling request holds its first ``computed + tokens`` tokens."""
+        size = self.block_size
+        computed = request.computed
+        return -(-(computed + tokens) // size) - -(-computed // size)
+
+    def chunk(self, request: Request, tokens: int, step: Step) -> None:
+        """Compute the next ``tokens`` prompt tokens of a running request in this step; takes the blocks."""
+        computed = request.computed
+        if self._grows:
+            self.pool.take(self.blocks_for(request, tokens))
+        step.chunks.append((request, tokens, computed))
+        computed += tokens
+        request.computed = computed
+        self.tokens_computed += tokens
+        if request.preemptions:
+            self.tokens_recomputed += tokens
+        if self.caching and request.table is not None:
+            assert isinstance(self.pool, PrefixCache)
+            self.pool.cache(request.table, computed // self.block_size)
+        if computed == request.target:
+            del self.prefilling[request]
+            step.completed.append(request)
+
+    # -- the decoding batch ------------------------------------------------------------------------------------
+
+    def join(self, request: Request, left: int) -> None:
+        """A request whose prompt is computed decodes from the next token step on, ``left`` tokens."""
+        steps = self.token_steps
+        computed = request.computed
+        request.decoding = True
+        request.offset = computed - steps
+        request.last_step = steps + left
+        request.first_token_step = steps
+        self.num_decodes += 1
+        self.computed_sum += computed
+        self._phase[(steps - computed) % self.block_size] += 1
+        self.batch_version += 1
+        if request.order > self.last_decode_order:
+            self.last_decode_order = request.order
+        heappush(self._ends, (steps + left, request.order, request))
+        if self.window is not None and computed + 1 < self.window:
+            self.growing += 1
+            self._window_sum += computed
+            heappush(self._crossings, (self.window - 1 - request.offset, request.order, request))
+
+    def leave(self, request: Request) -> None:
+        """Take a request out of the decoding batch; its ``computed`` becomes its own again."""
+        computed = request.offset + self.token_steps
+        request.computed = computed
+        request.decoding = False
+        self.num_decodes -= 1
+        self.computed_sum -= computed
+        self._phase[-request.offset % self.block_size] -= 1
+        self.batch_version += 1
+        if self.window is not None and computed + 1 < self.window:
+            self.growing -= 1
+            self._window_sum -= computed
+
+    @property
+    def blocks_next(self) -> int:
+        """Blocks that the next token step takes."""
+        return self._phase[self.token_steps % self.block_size] if self._grows else 0
+
+    def blocks_over(self, steps: int) -> int:
+        """Blocks that the next ``steps`` token steps take together."""
+        if not self._grows:
+            return 0
+        size = self.block_size
+        rounds, rest = divmod(steps, size)
+        first = self.token_steps % size
+        last = first + rest
+        phase = self._phase
+        need = sum(phase[first:last]) if last <= size else sum(phase[first:]) + sum(phase[: last - size])
+        return rounds * self.num_decodes + need
+
+    def longest_run(self) -> int:
+        """Token steps until a request ends, the blocks run out or a context reaches the window; at least 1.
+
+        The first step's blocks are there: the policy has seen to it.
+        """
+        ends = self._ends
+        steps = self.token_steps
+        while True:  # entries of preempted requests are stale
+            last_step, _, request = ends[0]
+            if request.decoding and request.last_step == last_step:
+                break
+            heappop(ends)
+        run = last_step - steps
+        if self._crossings:
+            run = min(run, self._next_crossing() - steps)
+        if self._grows:
+            free = self.pool.free
+            batch = self.num_decodes
+            if (run // self.block_size + 1) * batch > free and self.blocks_over(run) > free:
+                low = 1
+                while low < run:
+                    middle = (low + run + 1) // 2
+                    if self.blocks_over(middle) <= free:
+                        low = middle
+                    else:
+                        run = middle - 1
+        return run
+
+    def _next_crossing(self) -> int:
+        crossings = self._crossings
+        while crossings:
+            step, _, request = crossings[0]
+            if request.decoding and step > self.token_steps and step == (self.window or 0) - 1 - request.offset:
+                return step
+            heappop(crossings)
+        return 1 << 60
+
+    def advance(self, steps: int) -> None:
+        """Every decoding request makes one token in each of ``steps`` steps; takes their blocks."""
+        blocks = self.blocks_over(steps)
+        if blocks:
+            self.pool.take(blocks)
+        batch = self.num_decodes
+        self.token_steps += steps
+        self.computed_sum += steps * batch
+        self.tokens_computed += steps * batch
+        if self.window is not None:
+            self._window_sum += steps * self.growing
+            self._cross()
+
+    def _cross(self) -> None:
+        window = self.window or 0
+        while self._crossings and self._crossings[0][0] <= self.token_steps:
+            step, _, request = heappop(self._crossings)
+            if request.decoding and step == window - 1 - request.offset:
+                self.growing -= 1
+                self._window_sum -= window - 1
+                self.batch_version += 1
+
+    @property
+    def windowed_sum(self) -> int:
+        """Sum of the KV lengths after the next step, each clipped to the window; 0 without one."""
+        if self.window is None:
+            return 0
+        return self._window_sum + self.growing + (self.num_decodes - self.growing) * self.window
+
+    def ended(self) -> list[Request]:
+        """Take the requests that have made their last token out of the decoding batch, in order of admission."""
+        ends = self._ends
+        steps = self.token_steps
+        done: list[Request] = []
+        while ends and ends[0][0] <= steps:
+            last_step, _, request = heappop(ends)
+            if request.decoding and request.last_step == last_step:
+                self.leave(request)
+                done.append(request)
+        return done
+
+    # -- leaving -----------------------------------------------------------------------------------------------
+
+    def release(self, request: Request) -> None:
+        """A finished request leaves: its blocks are free, full ones stay cached."""
+        computed = request.computed
+        size = self.block_size
+        self.running.pop(request, None)
+        pool = self.pool
+        if isinstance(pool, PrefixCache):
+            pool.release(request.table, -(-computed // size), computed // size, returns=False)
+        else:
+            pool.free += -(-computed // size)
+        request.computed = 0
+
+    def preempt(self, request: Request, step: Step, scheduled: int = 0) -> None:
+        """Preempt by recomputation: the blocks are freed and the request goes to the head of the queue.
+
+        scheduled: tokens already given to it in this step (their blocks are taken); they are taken back.
+        """
+        ended = not request.decoding and request not in self.prefilling
+        if request.decoding:
+            self.leave(request)
+            ranges = request.extra_ranges = request.extra_ranges or []
+            ranges.append((request.first_token_step, self.token_steps, request.range_start))
+        else:
+            self.prefilling.pop(request, None)
+        computed = request.computed
+        held = computed + scheduled
+        size = self.block_size
+        pool = self.pool
+        if isinstance(pool, PrefixCache):
+            if request.table is None:
+                request.table = BlockTable(())
+            if scheduled and held <= request.target:
+                pool.cache(request.table, held // size)
+            # With asynchronous scheduling the newest token is not known yet, and so is no hash that covers it.
+            known = held - 1 if self.args.async_scheduling and held > request.target else held
+            pool.release(request.table, -(-held // size), known // size, returns=not ended)
+        else:
+            pool.free += -(-held // size)
+        del self.running[request]
+        request.computed = 0
+        request.preemptions += 1
+        step.preempted.append(request)
+        if not ended:  # else its last token is on the way and it leaves when that arrives
+            if computed >= request.target:
+                request.target = computed + 1
+            self.waiting.appendleft(request)
