@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappush
-from typing import Any
 
 from simpy import Environment
 from simpy.events import Event
@@ -16,16 +15,22 @@ TRANSFER, ARRIVAL, PLAN = 1, 2, 3
 Callback = Callable[[Event], None]
 
 
+class Alarm(Event):
+    """An event that is triggered from the start: the clock calls ``callback(alarm)`` when its time comes."""
+
+    def __init__(self, callback: Callback) -> None:
+        # What simpy's loop touches of an event, and no more: the constructor is on the hot path.
+        self.callbacks = [callback]
+        self._ok = True
+
+
 class Clock(Environment):
     """A SimPy environment. Engines compute absolute times; ``now + delay`` would round them differently."""
 
     def at(self, time: float, rank: int, callback: Callback) -> Event:
         """Run ``callback(event)`` at ``time``; a stale event is recognised by identity and ignored by its owner."""
-        event = Event(self)
-        event._ok = True
-        event._value: Any = None  # type: ignore[misc]  # an untriggered event has PENDING here
-        event.callbacks.append(callback)
-        heappush(self._queue, (time, rank, next(self._eid), event))  # type: ignore[arg-type]  # rank is a plain int
+        event = Alarm(callback)
+        heappush(self._queue, (time, rank, next(self._eid), event))
         return event
 
     @property

@@ -19,7 +19,7 @@ from simulator.cluster.simulation import simulate
 from simulator.core.errors import TraceError
 from simulator.cost.analytic import FixedCost
 from simulator.replica.records import SimulationRecords
-from simulator.scheduling import EngineArgs, EngineState, Request, Step
+from simulator.scheduling import DECODE, EngineArgs, EngineState, Step
 from traces.prefix import ensure_chained, from_rows
 from traces.trace import Trace
 
@@ -158,7 +158,8 @@ class _Watcher:
 
     def planned(self, now: float, begin: float, step: Step, state: EngineState) -> None:
         self._write(state, settled=False)
-        chunks = {request: tokens for request, tokens, _ in step.chunks}
+        chunks = {request: tokens for request, (tokens, _) in zip(step.requests, step.chunks, strict=True)}
+        cached = {request: before for request, (_, before) in zip(step.requests, step.chunks, strict=True)}
         held = set(step.held)
         batch: list[tuple[str, int]] = []
         need = 0
@@ -176,14 +177,14 @@ class _Watcher:
             batch=batch,
             preempted=sorted(self.names[request.row] for request in step.preempted),
             resumed=sorted(self.names[request.row] for request in step.admitted if request not in fresh),
-            hits={self.names[r.row]: r.cached_tokens for r in fresh if r.cached_tokens},
+            hits={self.names[r.row]: cached[r] for r in fresh if cached[r]},
             free=0,
         )
-        if step.is_run:
+        if step is DECODE:
             needs = [state.blocks_over(k + 1) - state.blocks_over(k) for k in range(size)]
         else:
             needs = [need]
-        self._open.append(_Span(begin, logged, step.is_run, state.token_steps, state.pool.free, needs))
+        self._open.append(_Span(begin, logged, step is DECODE, state.token_steps, state.pool.free, needs))
 
     def _write(self, state: EngineState, *, settled: bool) -> None:
         """Write down the plans that have been applied. With synchronous scheduling free blocks are read after the
@@ -276,4 +277,4 @@ def _compare_results(log: ScheduleLog, records: SimulationRecords) -> str | None
     return None
 
 
-__all__ = ["Comparison", "Request", "ScheduleLog", "check_schedule", "read_schedule_log"]
+__all__ = ["Comparison", "ScheduleLog", "check_schedule", "read_schedule_log"]

@@ -72,7 +72,7 @@ class PrefixCache(BlockPool):
         self.unit = unit
         self._cached = 0  # free blocks with content
         self._index: dict[int, Run | list[Run]] = {}  # id -> instances, oldest first
-        order = Run((), 0, 0, set())  # sentinel of the eviction order: order.next is evicted first
+        order = Run((), 0, 0, set())  # sentinel (its ids are not ANONYMOUS) of the eviction order: order.next is evicted first
         order.next = order.previous = order
         self._order = order
 
@@ -167,20 +167,25 @@ class PrefixCache(BlockPool):
     # -- allocation and caching --------------------------------------------------------------------------------
 
     def take(self, count: int) -> None:
-        super().take(count)
-        shortfall = self._cached - self.free
-        if shortfall > 0:  # blocks without content are used first, then the least recently used content
-            self._evict(shortfall)
+        free = self.free - count
+        if free < 0:
+            raise RuntimeError(f"{count} blocks asked for, {self.free} free: callers check before they take")
+        self.free = free
+        if self._cached > free:  # blocks without content are used first, then the least recently used content
+            self._evict(self._cached - free)
 
     def _evict(self, count: int) -> None:
-        unit = self.unit
         self._cached -= count
-        while count:
+        unit = self.unit
+        while True:
             run = self._order.next
             assert run is not None
-            taken = min(count, run.hi - run.lo)
-            count -= taken
-            old, run.hi = run.hi, run.hi - taken
+            old = run.hi
+            if run.ids is ANONYMOUS and old - run.lo > count:
+                run.hi = old - count
+                return
+            taken = min(count, old - run.lo)
+            run.hi = old - taken
             keyed = len(run.ids) * unit
             if run.hi < keyed:
                 first = -(-run.hi // unit) if run.hi > run.lo else run.lo // unit
@@ -188,6 +193,9 @@ class PrefixCache(BlockPool):
                     self._forget(run.ids[i], run)
             if run.hi == run.lo:
                 self._unlink(run)
+            count -= taken
+            if not count:
+                return
 
     def _forget(self, block_id: int, run: Run) -> None:
         found = self._index[block_id]
@@ -234,34 +242,41 @@ class PrefixCache(BlockPool):
 
         returns: the request was preempted and may hit its own blocks again.
         """
-        held = 0
-        if table is not None:
-            held = table.runs[-1].hi if table.runs else 0
-            shared = sum(run.hi - run.lo for run in table.runs if len(run.holders) > 1)
-            self.free -= shared  # still held by others
         self.free += blocks
-        self._cached += max(full_blocks - held, 0)
+        if table is None:
+            self._cached += full_blocks
+            last = self._order.previous
+            assert last is not None
+            if last.ids is ANONYMOUS:
+                last.hi += full_blocks
+            elif full_blocks:
+                self._link_after(Run(ANONYMOUS, 0, full_blocks, set()), last)
+            return
+        runs = table.runs
+        held = runs[-1].hi if runs else 0
         if full_blocks > held:
+            self._cached += full_blocks - held
             self._append_own(table, held, full_blocks, returns=returns)
-        if table is not None:
-            for run in reversed(table.runs):
-                run.holders.discard(table)
-                if not run.holders:
-                    self._cached += run.hi - run.lo
-                    self._link_after(run, self._order.previous)
-            table.runs = []
-            if not returns:
-                table.own = []
+        for run in reversed(runs):
+            run.holders.discard(table)
+            if run.holders:
+                self.free -= run.hi - run.lo  # others still hold them
+            else:
+                self._cached += run.hi - run.lo
+                self._link_after(run, self._order.previous)
+        table.runs = []
+        if not returns:
+            table.own = []
 
-    def _append_own(self, table: BlockTable | None, lo: int, hi: int, *, returns: bool) -> None:
+    def _append_own(self, table: BlockTable, lo: int, hi: int, *, returns: bool) -> None:
         """Content past the ids goes to the end of the eviction order; it is one count when nobody can hit it."""
         last = self._order.previous
         assert last is not None
-        if returns and table is not None:
+        if returns:
             own = Run(table.ids, lo, hi, set())
             table.own.append(own)
             self._link_after(own, last)
-        elif last is not self._order and last.ids is ANONYMOUS:
+        elif last.ids is ANONYMOUS:
             last.hi += hi - lo
         else:
             self._link_after(Run(ANONYMOUS, 0, hi - lo, set()), last)

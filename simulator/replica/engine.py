@@ -18,7 +18,7 @@ from simulator.cost.interface import StepCost
 from simulator.replica.recorder import Recorder
 from simulator.scheduling.policy import Policy
 from simulator.scheduling.request import Request
-from simulator.scheduling.state import EngineState, Step
+from simulator.scheduling.state import DECODE, EngineState, Step
 
 
 class Observer(Protocol):
@@ -99,7 +99,7 @@ class Engine:
         self._bounded = 0  # steps for which the price holds
         self._version = -1  # batch for which the span was priced; -1: none
         self._exact: list[float] | None = None  # step ends added one by one, for costs that ask for it
-        self._row: tuple[int, int, int, int, int] | None = None  # decodes, context, first token step, waiting, running
+        self._row: tuple[int, int, int, int] | None = None  # of the span: context, decodes, waiting, running
         policy.prepare(state)
 
     # -- called by the cluster ---------------------------------------------------------------------------------
@@ -116,7 +116,8 @@ class Engine:
         """``wake_time`` has come: apply what ran, let finished requests go, plan what runs next."""
         if self._pending:
             self._apply()
-        if self.state.releasing:
+        releasing = self.state.releasing
+        if releasing and releasing[0][0] <= now:
             self.settle(now)
         if self.observer is not None:
             self.observer.settled(now, self.state)
@@ -136,15 +137,13 @@ class Engine:
         """Write down the requests still here; call once, when the simulation stops."""
         self._close_row()
         state = self.state
+        recorder = self._recorder
         for end, request in state.releasing:
-            self._recorder.finished(request, end)
-        left = [request for request in state.running if all(request is not r for _, r in state.releasing)]
-        for request in (*left, *(state.waiting[i] for i in range(len(state.waiting)))):
+            recorder.finished(request, end)
+        for request in state.running:
             if request.decoding:
-                request.last_step = state.token_steps
-            else:
-                request.first_token_step = request.last_step = state.token_steps
-            self._recorder.store(request)
+                recorder.first_step[request.row] = request.first_token_step
+                recorder.last_step[request.row] = state.token_steps
 
     # -- planning ----------------------------------------------------------------------------------------------
 
@@ -165,9 +164,8 @@ class Engine:
                 return
             if self.observer is not None:
                 self.observer.planned(now, begin, step, state)
-            if step.is_run:
-                steps = self._span(begin)
-                self._pending = steps
+            if step is DECODE:
+                steps = self._pending = self._span(begin)
                 wake = self._end(self._steps_done + steps - lead)
             else:
                 self._mixed(step, begin, now)
@@ -192,7 +190,7 @@ class Engine:
             self._steps_done = 0
             self._version = state.batch_version
             self._exact = [begin] if self._sequential else None
-            self._row = (batch, context, state.token_steps, len(state.waiting), len(state.running))
+            self._row = (context, batch, len(state.waiting), len(state.running))
         if self._step_mode or (state.releasing and (self.eager or state.waiting)):
             return 1
         run = state.longest_run()
@@ -231,12 +229,14 @@ class Engine:
     def _apply(self) -> None:
         """The pending steps of the span have been computed (or, the last one, are in flight)."""
         state = self.state
-        state.advance(self._pending)
-        self._steps_done += self._pending
+        done = self._steps_done + self._pending
+        self._steps_done = done
+        end = self._end(done)
+        self.busy_until = self.last_token_time = end
+        if state.advance(self._pending):
+            for request in state.ended():
+                state.releasing.append((end, request))
         self._pending = 0
-        self.busy_until = self.last_token_time = end = self._end(self._steps_done)
-        for request in state.ended():
-            state.releasing.append((end, request))
 
     def _mixed(self, step: Step, begin: float, now: float) -> None:
         """Price and apply one step that is not a plain decode step."""
@@ -246,45 +246,44 @@ class Engine:
         held = self._hold_back(step) if step.held else []
         batch = state.num_decodes if step.decodes else 0
         context = state.computed_sum + batch if batch else 0
-        chunks = [(tokens, before) for _, tokens, before in step.chunks]
         sampled = batch + len(step.completed)
-        seconds = self.cost.mixed(batch, context, state.windowed_sum if batch else 0, chunks, sampled) + step.extra_s
+        seconds = self.cost.mixed(batch, context, state.windowed_sum if batch else 0, step.chunks, sampled)
+        if step.extra_s:
+            seconds += step.extra_s
         end = begin + seconds
-        first_token_step = state.token_steps
+        done: list[Request] = []
         if batch:
-            state.advance(1)
             self.last_token_time = end
+            if state.advance(1):
+                done = state.ended()
         for request, left in held:
             state.join(request, left)
-        for request in step.admitted:
-            if request.scheduled < 0:
-                request.scheduled = now
-        done = state.ended() if batch else []
+        self._record_moves(step, now)
+        recorder = self._recorder
         for request in step.completed:
-            if request.first_token < 0:
-                request.first_token = end
-            request.range_start = end
+            row = request.row
+            if request.target == request.prompt_tokens:
+                recorder.first_token[row] = end
+            recorder.range_start[row] = end
             left = request.prompt_tokens + request.output_tokens - request.target - 1
             if left > 0:
                 state.join(request, left)
             else:
                 request.first_token_step = request.last_step = state.token_steps
                 done.append(request)
-        if len(done) > 1:
-            done.sort(key=_order)
-        for request in done:
-            state.releasing.append((end, request))
+        if done:
+            if len(done) > 1:
+                done.sort(key=_order)
+            state.releasing.extend([(end, request) for request in done])
         self.busy_until = end
-        prefill_tokens = sum(tokens for tokens, _ in chunks)
-        self._recorder.span_times.extend((begin, seconds, 0.0, context))
-        self._recorder.span_counts.extend(
+        recorder.mixed.extend(
             (
-                self._index,
-                1,
+                begin,
+                seconds,
+                context,
                 batch,
-                first_token_step,
-                prefill_tokens,
-                len(chunks),
+                step.prefill_tokens,
+                len(step.chunks),
                 len(state.waiting),
                 len(state.running),
                 state.pool.free,
@@ -292,31 +291,59 @@ class Engine:
             )
         )
 
+    def _record_moves(self, step: Step, now: float) -> None:
+        """Write down who was admitted and who was preempted."""
+        recorder = self._recorder
+        for request in step.preempted:
+            row = request.row
+            recorder.preemptions[row] = request.preemptions
+            if request.first_token_step >= 0:
+                self._close_range(request)
+                request.first_token_step = -1
+        for request in step.admitted:
+            if not request.preemptions:
+                row = request.row
+                recorder.scheduled[row] = now
+                recorder.cached[row] = next(before for r, (_, before) in zip(step.requests, step.chunks) if r is request)
+
+    def _close_range(self, request: Request) -> None:
+        """A request stops decoding before it is done: its token steps so far are a range of their own."""
+        row = request.row
+        first = request.first_token_step
+        self._recorder.extra_ranges.append((row, first, self.state.token_steps, self._recorder.range_start[row]))
+
     def _hold_back(self, step: Step) -> list[tuple[Request, int]]:
         """Decoding requests that this step leaves out: their range of token steps ends here and resumes after it."""
         held: list[tuple[Request, int]] = []
         state = self.state
         for request in step.held:
             if request.first_token_step < state.token_steps:
-                ranges = request.extra_ranges = request.extra_ranges or []
-                ranges.append((request.first_token_step, state.token_steps, request.range_start))
-                request.range_start = self.last_token_time
+                self._close_range(request)
+                self._recorder.range_start[request.row] = self.last_token_time
             held.append((request, request.last_step - state.token_steps))
             state.leave(request)
         return held
 
     def _close_row(self) -> None:
         """Write the row of the span that ends."""
-        if self._row is None or not self._steps_done:
+        row = self._row
+        if row is not None:
+            if self._steps_done:
+                context, batch, waiting, running = row
+                self._recorder.spans.extend(
+                    (
+                        self._begin,
+                        self._first,
+                        self._increment,
+                        context,
+                        self._steps_done,
+                        batch,
+                        waiting,
+                        running,
+                        self.state.pool.free,
+                    )
+                )
             self._row = None
-            return
-        batch, context, first_token_step, waiting, running = self._row
-        self._recorder.span_times.extend((self._begin, self._first, self._increment, context))
-        self._recorder.span_counts.extend(
-            (self._index, self._steps_done, batch, first_token_step, 0, 0, waiting, running, self.state.pool.free, 0)
-        )
-        self._row = None
-        self._steps_done = 0
 
 
 def _order(request: Request) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.replica.records import RequestRecords, SimulationRecords, Status, StepRecords
+from simulator.replica.records import RequestRecords, Status, StepRecords
 from simulator.scheduling.request import Request
 
 NEVER = float("nan")
@@ -24,12 +24,12 @@ class Recorder:
         "first_step",
         "first_token",
         "last_step",
+        "mixed",
         "preemptions",
         "range_start",
         "replica",
         "scheduled",
-        "span_counts",
-        "span_times",
+        "spans",
         "status",
     )
 
@@ -46,52 +46,50 @@ class Recorder:
         self.status = array("b", [Status.IN_FLIGHT]) * n
         self.replica = array("h", [-1]) * n
         self.extra_ranges: list[tuple[int, int, int, float]] = []
-        self.span_times = array("d")  # start, step, increment, context
-        self.span_counts = array("i")  # replica, steps, decodes, first step, prefill tokens, prefills, waiting, ...
+        self.spans = array("d")  # rows of SPAN: steps without prefill
+        self.mixed = array("d")  # rows of MIXED: single steps of any kind
 
     def finished(self, request: Request, time: float) -> None:
         """The request made its last token at ``time``."""
-        self.store(request)
         row = request.row
         self.finish[row] = time
         self.status[row] = Status.FINISHED
-
-    def store(self, request: Request) -> None:
-        """What a request has reached, finished or not."""
-        row = request.row
-        self.scheduled[row] = request.scheduled
-        self.first_token[row] = request.first_token
-        self.range_start[row] = request.range_start
         self.first_step[row] = request.first_token_step
         self.last_step[row] = request.last_step
-        self.cached[row] = request.cached_tokens
-        if request.preemptions:
-            self.preemptions[row] = request.preemptions
-        if request.extra_ranges:
-            self.extra_ranges.extend((row, *r) for r in request.extra_ranges)
 
-    def steps(self) -> StepRecords:
-        times = np.frombuffer(self.span_times, dtype=np.float64).reshape(-1, 4)
-        counts = np.frombuffer(self.span_counts, dtype=np.int32).reshape(-1, 10)
+    def steps(self, replica: int = 0) -> StepRecords:
+        """Span and single-step rows of one replica, in order of time."""
+        spans = np.frombuffer(self.spans, dtype=np.float64).reshape(-1, len(SPAN))
+        mixed = np.frombuffer(self.mixed, dtype=np.float64).reshape(-1, len(MIXED))
+        order = np.argsort(np.concatenate([spans[:, 0], mixed[:, 0]]), kind="stable")
 
-        def column(i: int) -> NDArray[np.int64]:
-            return counts[:, i].astype(np.int64)
+        def column(name: str, default: float = 0.0) -> NDArray[np.float64]:
+            parts = [
+                rows[:, names.index(name)] if name in names else np.full(len(rows), default)
+                for rows, names in ((spans, SPAN), (mixed, MIXED))
+            ]
+            return np.concatenate(parts)[order]
 
+        def count(name: str, default: float = 0.0) -> NDArray[np.int64]:
+            return column(name, default).astype(np.int64)
+
+        num_steps, num_decodes = count("num_steps", 1), count("num_decodes")
+        token_steps = np.where(num_decodes > 0, num_steps, 0)
         return StepRecords(
-            replica=column(0),
-            start=times[:, 0].copy(),
-            step=times[:, 1].copy(),
-            increment=times[:, 2].copy(),
-            num_steps=column(1),
-            num_decodes=column(2),
-            first_token_step=column(3),
-            prefill_tokens=column(4),
-            num_prefills=column(5),
-            context_tokens=times[:, 3].copy(),
-            num_waiting=column(6),
-            num_running=column(7),
-            free_blocks=column(8),
-            preempted=column(9),
+            replica=np.full(len(order), replica, dtype=np.int64),
+            start=column("start"),
+            step=column("step"),
+            increment=column("increment"),
+            num_steps=num_steps,
+            num_decodes=num_decodes,
+            first_token_step=np.cumsum(token_steps) - token_steps,
+            prefill_tokens=count("prefill_tokens"),
+            num_prefills=count("num_prefills"),
+            context_tokens=column("context"),
+            num_waiting=count("num_waiting"),
+            num_running=count("num_running"),
+            free_blocks=count("free_blocks"),
+            preempted=count("preempted"),
         )
 
     def requests(self, arrival: NDArray[np.float64], prompt: Any, output: Any) -> RequestRecords:
@@ -101,9 +99,7 @@ class Recorder:
             return np.frombuffer(values, dtype=np.dtype(values.typecode)).astype(np.int64)
 
         def times(values: array[float]) -> NDArray[np.float64]:
-            found = np.frombuffer(values, dtype=np.float64).copy()
-            found[found < 0] = NEVER
-            return found
+            return np.frombuffer(values, dtype=np.float64).copy()
 
         extra = np.array(self.extra_ranges, dtype=np.float64).reshape(-1, 4)
         return RequestRecords(
@@ -113,7 +109,7 @@ class Recorder:
             finish=times(self.finish),
             prompt_tokens=np.asarray(prompt, dtype=np.int64),
             output_tokens=np.asarray(output, dtype=np.int64),
-            cached_tokens=np.maximum(column(self.cached), 0),
+            cached_tokens=column(self.cached),
             preemptions=column(self.preemptions),
             status=column(self.status),
             replica=column(self.replica),
@@ -124,4 +120,16 @@ class Recorder:
         )
 
 
-__all__ = ["NEVER", "Recorder", "SimulationRecords"]
+SPAN = ("start", "step", "increment", "context", "num_steps", "num_decodes", "num_waiting", "num_running", "free_blocks")
+MIXED = (
+    "start",
+    "step",
+    "context",
+    "num_decodes",
+    "prefill_tokens",
+    "num_prefills",
+    "num_waiting",
+    "num_running",
+    "free_blocks",
+    "preempted",
+)

@@ -13,13 +13,9 @@ class Request:
     """
 
     __slots__ = (
-        "adapter",
         "arrival",
-        "cached_tokens",
         "computed",
         "decoding",
-        "extra_ranges",
-        "first_token",
         "first_token_step",
         "last_step",
         "offset",
@@ -28,12 +24,15 @@ class Request:
         "preemptions",
         "priority",
         "prompt_tokens",
-        "range_start",
         "row",
-        "scheduled",
         "table",
         "target",
     )
+    # Set when the request joins: order, the admission number; offset, first_token_step and last_step (the token step
+    # count at which its last token is made) when it starts to decode.
+    order: int
+    offset: int
+    last_step: int
 
     def __init__(
         self,
@@ -53,13 +52,5 @@ class Request:
         self.target = prompt_tokens  # tokens known when it was (last) admitted: computing them yields the next token
         self.computed = 0  # tokens computed or in flight; stale while decoding
         self.decoding = False
-        self.offset = 0
-        self.last_step = 0  # token step count at which its last token is made, while decoding
-        self.order = 0  # admission number: position in ``running``
-        self.cached_tokens = -1
         self.preemptions = 0
-        self.scheduled = -1.0  # s
-        self.first_token = -1.0  # s
-        self.first_token_step = 0
-        self.range_start = -1.0  # s
-        self.extra_ranges: list[tuple[int, int, float]] | None = None
+        self.first_token_step = -1  # -1: has not decoded since it was admitted

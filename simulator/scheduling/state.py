@@ -30,21 +30,32 @@ class Queue(Protocol):
 class Step:
     """A plan: the decoding batch (less ``held``) makes one token each, and ``chunks`` of prompts are computed."""
 
-    __slots__ = ("admitted", "chunks", "completed", "decodes", "extra_s", "held", "preempted")
+    __slots__ = (
+        "admitted",
+        "chunks",
+        "completed",
+        "decodes",
+        "extra_s",
+        "held",
+        "preempted",
+        "prefill_tokens",
+        "requests",
+    )
 
     def __init__(self, *, decodes: bool) -> None:
         self.decodes = decodes
-        self.chunks: list[tuple[Request, int, int]] = []  # (request, new tokens, tokens computed before)
-        self.completed: list[Request] = []  # chunks that yield a token at the end of the step
+        self.chunks: list[tuple[int, int]] = []  # (new tokens, tokens computed before)
+        self.requests: list[Request] = []  # of the chunks
+        self.completed: list[Request] = []  # whose chunk yields a token at the end of the step
         self.admitted: list[Request] = []
         self.preempted: list[Request] = []
         self.held: list[Request] = []  # decoding requests left out of this step
+        self.prefill_tokens = 0
         self.extra_s = 0.0  # s, time on top of the computation (swapping)
 
-    @property
-    def is_run(self) -> bool:
-        """Whether the same plan repeats until something happens: a decode span may follow."""
-        return not (self.chunks or self.held or self.preempted or self.extra_s)
+
+DECODE = Step(decodes=True)
+"""Every decoding request makes a token and nothing else happens: the plan repeats until something changes."""
 
 
 class EngineState:
@@ -70,7 +81,6 @@ class EngineState:
         "releasing",
         "running",
         "token_steps",
-        "tokens_computed",
         "tokens_recomputed",
         "waiting",
         "window",
@@ -93,7 +103,6 @@ class EngineState:
         self.batch_version = 0  # changes whenever the decoding batch does
         self.last_decode_order = -1  # upper bound on ``order`` of the decoding requests
         self.admissions = 0
-        self.tokens_computed = 0
         self.tokens_recomputed = 0
         self._ends: list[tuple[int, int, Request]] = []
         self._phase = [0] * self.block_size
@@ -124,8 +133,6 @@ class EngineState:
         request.order = self.admissions
         self.admissions += 1
         request.computed = computed
-        if request.cached_tokens < 0:
-            request.cached_tokens = computed
         self.running[request] = None
         self.prefilling[request] = None
         step.admitted.append(request)
@@ -139,18 +146,20 @@ class EngineState:
     def chunk(self, request: Request, tokens: int, step: Step) -> None:
         """Compute the next ``tokens`` prompt tokens of a running request in this step; takes the blocks."""
         computed = request.computed
+        after = computed + tokens
         if self._grows:
-            self.pool.take(self.blocks_for(request, tokens))
-        step.chunks.append((request, tokens, computed))
-        computed += tokens
-        request.computed = computed
-        self.tokens_computed += tokens
+            size = self.block_size
+            self.pool.take(-(-after // size) - -(-computed // size))
+        step.chunks.append((tokens, computed))
+        step.requests.append(request)
+        step.prefill_tokens += tokens
+        request.computed = after
         if request.preemptions:
             self.tokens_recomputed += tokens
-        if self.caching and request.table is not None:
+        if request.table is not None and self.caching:
             assert isinstance(self.pool, PrefixCache)
-            self.pool.cache(request.table, computed // self.block_size)
-        if computed == request.target:
+            self.pool.cache(request.table, after // self.block_size)
+        if after == request.target:
             del self.prefilling[request]
             step.completed.append(request)
 
@@ -212,26 +221,22 @@ class EngineState:
         The first step's blocks are there: the policy has seen to it.
         """
         ends = self._ends
-        steps = self.token_steps
-        while True:  # entries of preempted requests are stale
-            last_step, _, request = ends[0]
-            if request.decoding and request.last_step == last_step:
-                break
+        last_step, _, request = ends[0]
+        while not request.decoding or request.last_step != last_step:  # the entry of a preempted request is stale
             heappop(ends)
-        run = last_step - steps
+            last_step, _, request = ends[0]
+        run = last_step - self.token_steps
         if self._crossings:
-            run = min(run, self._next_crossing() - steps)
-        if self._grows:
-            free = self.pool.free
-            batch = self.num_decodes
-            if (run // self.block_size + 1) * batch > free and self.blocks_over(run) > free:
-                low = 1
-                while low < run:
-                    middle = (low + run + 1) // 2
-                    if self.blocks_over(middle) <= free:
-                        low = middle
-                    else:
-                        run = middle - 1
+            run = min(run, self._next_crossing() - self.token_steps)
+        free = self.pool.free if self._grows else 1 << 60
+        if (run // self.block_size + 1) * self.num_decodes > free and self.blocks_over(run) > free:
+            low = 1
+            while low < run:
+                middle = (low + run + 1) // 2
+                if self.blocks_over(middle) <= free:
+                    low = middle
+                else:
+                    run = middle - 1
         return run
 
     def _next_crossing(self) -> int:
@@ -243,18 +248,23 @@ class EngineState:
             heappop(crossings)
         return 1 << 60
 
-    def advance(self, steps: int) -> None:
-        """Every decoding request makes one token in each of ``steps`` steps; takes their blocks."""
-        blocks = self.blocks_over(steps)
-        if blocks:
-            self.pool.take(blocks)
-        batch = self.num_decodes
-        self.token_steps += steps
-        self.computed_sum += steps * batch
-        self.tokens_computed += steps * batch
+    def advance(self, steps: int) -> bool:
+        """Every decoding request makes one token in each of ``steps`` steps; takes their blocks.
+
+        True when one of them may have made its last: ``ended`` tells which.
+        """
+        if self._grows:
+            first = self.token_steps % self.block_size
+            last = first + steps
+            blocks = sum(self._phase[first:last]) if last <= self.block_size else self.blocks_over(steps)
+            if blocks:
+                self.pool.take(blocks)
+        self.token_steps = done = self.token_steps + steps
+        self.computed_sum += steps * self.num_decodes
         if self.window is not None:
             self._window_sum += steps * self.growing
             self._cross()
+        return self._ends[0][0] <= done
 
     def _cross(self) -> None:
         window = self.window or 0
@@ -306,8 +316,6 @@ class EngineState:
         ended = not request.decoding and request not in self.prefilling
         if request.decoding:
             self.leave(request)
-            ranges = request.extra_ranges = request.extra_ranges or []
-            ranges.append((request.first_token_step, self.token_steps, request.range_start))
         else:
             self.prefilling.pop(request, None)
         computed = request.computed

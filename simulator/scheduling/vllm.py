@@ -6,7 +6,7 @@ from simulator.scheduling.args import EngineArgs
 from simulator.scheduling.policy import POLICIES
 from simulator.scheduling.queues import PriorityQueue
 from simulator.scheduling.request import Request
-from simulator.scheduling.state import EngineState, Step
+from simulator.scheduling.state import DECODE, EngineState, Step
 
 
 @POLICIES.register("vllm")
@@ -47,28 +47,33 @@ class Vllm:
         decodes = state.num_decodes
         prefilling = state.prefilling
         waiting = state.waiting
-        if not (decodes or prefilling or waiting):
-            return None
-        step = Step(decodes=decodes > 0)
-        threshold = 0
-        if self.threshold and len(state.running) + len(waiting) > 1:
-            threshold = self.threshold  # a lone request has nobody to starve
+        ahead = state.blocks_next
+        pool = state.pool
         budget = self.budget - decodes
-        if budget < 0 or state.blocks_next > state.pool.free:
-            return self._walk(state, step, threshold)
+        if budget < 0 or ahead > pool.free:
+            return self._walk(state)
+        if not prefilling and not (waiting and budget):
+            return DECODE if decodes else None
+        step = Step(decodes=decodes > 0)
+        threshold = self._threshold(state)
         if prefilling:
             chunks = self._chunks(state, budget, threshold)
             if chunks is None:
-                return self._walk(state, step, threshold)
+                return self._walk(state)
             for request, tokens in chunks:
                 state.chunk(request, tokens, step)
                 budget -= tokens
-        if waiting and budget > 0:
-            ahead = state.blocks_next  # running requests take theirs first: it may evict what a waiting one would hit
-            state.pool.take(ahead)
+        if waiting and budget:
+            pool.take(ahead)  # running requests take theirs first: it may evict what a waiting one would hit
             self._admit(state, step, budget, threshold)
-            state.pool.give_back(ahead)  # taken again as the step is applied
-        return step if decodes or step.chunks else None
+            pool.free += ahead  # taken again as the step is applied
+        if step.chunks:
+            return step
+        return DECODE if decodes else None
+
+    def _threshold(self, state: EngineState) -> int:
+        """``long_prefill_token_threshold``, unless there is nobody else to starve."""
+        return self.threshold if self.threshold and len(state.running) + len(state.waiting) > 1 else 0
 
     def _chunks(self, state: EngineState, budget: int, threshold: int) -> list[tuple[Request, int]] | None:
         """Chunks of the running prompts when everybody gets a turn: blocks suffice and no decode comes after a prompt
@@ -120,8 +125,10 @@ class Vllm:
             state.chunk(request, tokens, step)
             budget -= tokens
 
-    def _walk(self, state: EngineState, step: Step, threshold: int) -> Step | None:
+    def _walk(self, state: EngineState) -> Step | None:
         """Blocks or budget do not suffice for everybody: go through the running requests one by one and preempt."""
+        step = Step(decodes=False)
+        threshold = self._threshold(state)
         pool = state.pool
         budget = self.budget
         size = state.block_size
@@ -144,7 +151,7 @@ class Vllm:
                 continue  # its last token is on the way
             while pool.free < blocks:
                 victim = self._victim(state)
-                scheduled, taken = given.pop(victim, (0, 0))
+                scheduled, _ = given.pop(victim, (0, 0))
                 budget += scheduled
                 state.preempt(victim, step, scheduled)
                 if victim is request:
