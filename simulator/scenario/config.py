@@ -63,8 +63,12 @@ class EngineSpec:
     """Order of the waiting queue."""
     tensor_parallel_size: Positive = 1
     """GPUs that share each layer."""
-    pipeline_parallel_size: Positive = 1
-    """GPUs (or tensor-parallel groups) that share the layers in sequence."""
+    pipeline_parallel_size: Annotated[int, Field(strict=True, ge=1, le=1)] = 1
+    """GPUs that share the layers in sequence. Only 1 is simulated so far."""
+    enable_expert_parallel: Bool = False
+    """Spread a mixture-of-experts model's experts over the tensor-parallel ranks instead of cutting each."""
+    enforce_eager: Bool = False
+    """Run without CUDA graphs: no padding of small batches, but every kernel is launched by the CPU."""
     max_num_seqs: Positive | None = None
     """Requests running at once."""
     max_num_batched_tokens: Positive | None = None
@@ -143,8 +147,8 @@ class OutputSpec:
 class Scenario:
     """One experiment."""
 
-    name: Name | None = None
-    """Short name, used for the run's folder; default: the file's name."""
+    name: Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)] | None = None
+    """Short name (letters, digits, . _ -), used for the run's folder; default: the file's name."""
     description: Str = ""
     """What the experiment is about; shown in the report."""
     seed: NonNegative = 0

@@ -23,11 +23,11 @@ MAX_DEPTH = 50
 MAX_NODES = 200_000
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """SafeLoader's syntax with YAML 1.2's core scalars."""
 
 
-_Loader.yaml_implicit_resolvers = {}
+Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -41,7 +41,7 @@ for _tag, _pattern, _first in (
         list("-+.0123456789"),
     ),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+    Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def parse_source(text: str, *, name: str = "scenario", folder: Path = Path()) ->
 
 def _compose(text: str, name: str) -> yaml.Node | None:
     try:
-        loader = _Loader(text)
+        loader = Loader(text)
         try:
             return loader.get_single_node()
         finally:

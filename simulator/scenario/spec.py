@@ -21,9 +21,22 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
 def spec(cls: type[T]) -> type[T]:
-    """A frozen, keyword-only dataclass whose unknown fields pydantic refuses."""
+    """A frozen, keyword-only dataclass whose unknown fields pydantic refuses.
+
+    A class with a ``build`` method is built once when it is validated, so that what the built object would refuse is
+    reported at its place in the file.
+    """
+    if hasattr(cls, "build"):
+        cls.__post_init__ = _try_build  # type: ignore[attr-defined]
     cls.__pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True)  # type: ignore[attr-defined]
     return dataclass(frozen=True, kw_only=True)(cls)
+
+
+def _try_build(self: Any) -> None:
+    try:
+        self.build()
+    except UserError as error:
+        raise ValueError(error.message) from None
 
 
 def _with_unit(parse: Callable[[float | str], float], *, whole: bool = False) -> BeforeValidator:

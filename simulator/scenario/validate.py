@@ -105,6 +105,7 @@ _WANTED = {
     "list_type": "a list",
     "tuple_type": "a list",
     "string_too_short": "long enough to be a name",
+    "string_pattern_mismatch": "made of letters, digits, dots, dashes and underscores",
 }
 _LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 

@@ -17,6 +17,7 @@ from simulator.scenario.spec import (
     Shorthand,
     spec,
 )
+from simulator.scenario.synthetic import Synthetic
 
 
 @spec
@@ -41,6 +42,8 @@ class Preset:
     """Requests to draw."""
     rate: PositiveNumber | None = None
     """Mean requests per second; null: that of the real trace."""
+    steady: Bool = False
+    """Leave the changes of the rate over hours out."""
 
 
 @spec
@@ -107,12 +110,14 @@ class Workload:
     """Requests read from a file. Plain text is its path."""
     preset: Annotated[Preset, Shorthand("name")] | None = None
     """Requests drawn from a fitted generator. Plain text is its name."""
+    synthetic: Synthetic | None = None
+    """Requests drawn from given distributions."""
     transforms: tuple[Transform, ...] = ()
     """Changes applied to the trace, in order."""
     closed_loop: ClosedLoop | None = None
     """Concurrent users instead of arrival times."""
 
     def __post_init__(self) -> None:
-        given = [name for name in ("trace", "preset") if getattr(self, name) is not None]
+        given = [name for name in ("trace", "preset", "synthetic") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of trace, preset and synthetic; this has {len(given)}.")

@@ -1,0 +1,33 @@
+"""``windtunnel check``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from simulator.cli.console import out
+from simulator.cli.options import ScenarioFile, Settings
+
+
+def check(
+    scenario: ScenarioFile,
+    settings: Settings = None,
+    show: Annotated[bool, typer.Option("--show", help="Print the scenario with every default filled in.")] = False,
+) -> None:
+    """Validate a scenario without running it: fields, names, and whether the model fits."""
+    from simulator.scenario.build import build
+    from simulator.scenario.load import anchored, located, to_yaml
+    from simulator.scenario.run import resolved
+    from simulator.scenario.source import override, read_source
+
+    source = override(read_source(scenario), settings or [])
+    experiment = anchored(source)
+    with located(source):
+        setup = build(experiment)
+    if show:
+        print(to_yaml(resolved(experiment, setup)), end="")
+        return
+    memory = setup.memory
+    text = f"{scenario}: fine. {setup.model.name} on {setup.num_gpus} x {setup.gpu.name}: "
+    out().print(text + f"{memory.kv_cache_tokens:,} tokens of KV cache.", markup=False, soft_wrap=True)

@@ -1,0 +1,53 @@
+"""A progress bar on standard error: simulated time, requests, rate and ETA. Silent when that is not a terminal."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from simulator.cli.console import err
+from simulator.core.units import format_seconds
+
+MIN_INTERVAL_S = 0.1
+
+
+class SimulationProgress:
+    """Call it with (simulated seconds, requests arrived, requests in the trace)."""
+
+    def __init__(self, title: str) -> None:
+        console = err()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("[dim]{task.fields[simulated]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._title = title
+        self._task: TaskID | None = None
+        self._begin = self._last = 0.0
+
+    def __enter__(self) -> SimulationProgress:
+        self._bar.start()
+        self._task = self._bar.add_task(self._title, total=None, simulated="")
+        self._begin = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def __call__(self, simulated_s: float, arrived: int, total: int) -> None:
+        now = time.perf_counter()
+        if self._task is None or now - self._last < MIN_INTERVAL_S:
+            return
+        self._last = now
+        rate = arrived / max(now - self._begin, 1e-9)
+        text = f"{format_seconds(simulated_s)} simulated, {rate:,.0f} requests/s"
+        self._bar.update(self._task, completed=arrived, total=total, simulated=text)

@@ -1,0 +1,122 @@
+"""The summary of a run on the screen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from simulator.cli.console import out
+from simulator.core.units import format_bytes, format_count, format_seconds
+
+if TYPE_CHECKING:
+    from simulator.scenario.run import Result
+
+LATENCIES = {
+    "ttft_s": "TTFT",
+    "tpot_s": "TPOT",
+    "itl_s": "ITL",
+    "e2e_s": "E2E",
+    "queue_time_s": "queue time",
+}
+STATISTICS = ("mean", "p50", "p90", "p95", "p99")
+VERDICT_STYLE = {"stable": "bold green", "backlogged": "bold yellow", "overloaded": "bold red"}
+
+
+def print_summary(result: Result) -> None:
+    """What was simulated, the verdict, throughput and latencies, SLOs."""
+    console, summary = out(), result.summary
+    console.print(Text.assemble((str(result.scenario.name), "bold"), f"  {what(result)}"), soft_wrap=True)
+    stability = summary["stability"]
+    verdict = str(stability["verdict"])
+    console.print(
+        Text.assemble((verdict, VERDICT_STYLE.get(verdict, "bold")), f": {stability['reason']}"), soft_wrap=True
+    )
+    for note in result.trace.notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    console.print(facts_table(result))
+    console.print(latency_table(summary))
+
+
+def what(result: Result) -> str:
+    """``Llama-3.1-8B bfloat16 on 1 x H100-SXM``."""
+    setup, spec = result.setup, result.scenario.model
+    quantization = f" {spec.quantization}" if spec.quantization else ""
+    dtype = "" if spec.dtype == "auto" else f" {spec.dtype}"
+    return f"{setup.model.name}{dtype}{quantization} on {setup.num_gpus} x {setup.gpu.name}"
+
+
+def facts_table(result: Result) -> Table:
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="dim")
+    table.add_column()
+    for name, value in facts(result):
+        table.add_row(name, Text(value))
+    return table
+
+
+def facts(result: Result) -> list[tuple[str, str]]:
+    """The lines above the latencies, as (name, text)."""
+    summary = result.summary
+    counts, traffic, engine = summary["requests"], summary["throughput"], summary["engine"]
+    ended = ", ".join(
+        f"{counts[k]:,} {k.replace('_', ' ')}" for k in ("finished", *ENDINGS) if counts[k] or k == "finished"
+    )
+    lines = [
+        ("requests", f"{counts['arrived']:,} in {format_seconds(summary['window']['duration_s'])}: {ended}"),
+        (
+            "throughput",
+            f"{_n(traffic['request_per_s'])} requests/s, {_n(traffic['output_tokens_per_s'])} output tokens/s",
+        ),
+        (
+            "batch",
+            f"{_n(engine['running_requests']['mean'])} requests on average, {_percent(engine['utilization'])} busy",
+        ),
+        ("KV cache", _kv(result, engine)),
+    ]
+    slo, cost = summary["slo"], summary["cost"]
+    if slo is not None:
+        limits = ", ".join(f"{name.upper()} <= {format_seconds(limit)}" for name, limit in slo["limits_s"].items())
+        lines.append(("SLO", f"{_percent(slo['attainment'])} of requests meet {limits} ({slo['name']})"))
+        lines.append(("goodput", f"{_n(slo['goodput_request_per_s'])} requests/s"))
+    if cost is not None:
+        each = cost["usd_per_million_output_tokens"]
+        lines.append(("cost", f"${_n(each)} per million output tokens at ${cost['usd_per_hour']:.2f}/h"))
+    return lines
+
+
+ENDINGS = ("rejected", "failed", "in_flight")
+
+
+def _kv(result: Result, engine: dict[str, Any]) -> str:
+    tokens = engine["num_gpu_blocks"][0] * engine["block_size"]
+    parts = [f"{tokens:,} tokens ({format_bytes(result.setup.memory.kv_cache_bytes)})"]
+    parts.append(f"{_percent(engine['kv_usage']['mean'])} used")
+    if result.scenario.engine.enable_prefix_caching and result.trace.prefix is not None:
+        parts.append(f"{_percent(engine['prefix_hit_ratio_run'])} prefix hits")
+    parts.append(f"{engine['preemptions']:,} preemptions")
+    return ", ".join(parts)
+
+
+def latency_table(summary: dict[str, Any]) -> Table:
+    table = Table(header_style="bold")
+    table.add_column("latency")
+    for name in STATISTICS:
+        table.add_column(name, justify="right")
+    for key, title in LATENCIES.items():
+        values = summary["latency"][key]
+        table.add_row(title, *(_s(values[name]) for name in STATISTICS))
+    return table
+
+
+def _s(value: float | None) -> str:
+    return "-" if value is None else format_seconds(value)
+
+
+def _n(value: float | None) -> str:
+    return "-" if value is None else format_count(round(value, 1) if value >= 100 else value)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"

@@ -1,0 +1,119 @@
+"""``windtunnel trace``: look at traces, convert them, list formats and presets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from simulator.cli.console import out, print_json, print_rows
+from simulator.cli.options import AsJson
+from simulator.core.errors import TraceError
+
+if TYPE_CHECKING:
+    from traces.trace import Trace
+
+app = typer.Typer(no_args_is_help=True, help="Look at request traces, convert them, list formats and presets.")
+
+TraceFile = Annotated[
+    str, typer.Argument(metavar="TRACE", help="Trace file, or preset:NAME for a generated one.", show_default=False)
+]
+Format = Annotated[str | None, typer.Option("--format", help="Format; found out from the file unless given.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse the file when a row is bad, instead of skipping it.")]
+Number = Annotated[int, typer.Option("--num-requests", min=1, help="Requests to draw from a preset.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of a preset's draws.")]
+
+PRESET = "preset:"
+
+
+@app.command()
+def describe(
+    trace: TraceFile,
+    format: Format = None,  # noqa: A002 - the option's name
+    strict: Strict = False,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw a picture into this PNG file.")] = None,
+    num_requests: Number = 10_000,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Rates, burstiness, lengths, sessions and prefix sharing of a trace."""
+    from traces import describe as describing
+
+    found = _trace(trace, format, strict, num_requests, seed)
+    description = describing.describe(found)
+    if plot is not None:
+        describing.plot(found, plot)
+    if as_json:
+        print_json(description.to_dict())
+        return
+    print_rows([{"": name, trace: value} for name, value in description.rows()])
+    for note in found.notes:
+        out().print(f"note: {note}", markup=False, soft_wrap=True)
+    if plot is not None:
+        out().print(f"Picture: {plot}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def convert(
+    trace: TraceFile,
+    to: Annotated[
+        Path, typer.Argument(metavar="OUT", help="File to write: .csv, .csv.gz or .parquet.", show_default=False)
+    ],
+    format: Format = None,  # noqa: A002 - the option's name
+    strict: Strict = False,
+    num_requests: Number = 10_000,
+    seed: Seed = 0,
+) -> None:
+    """Write a trace (or a preset's draws) as Windtunnel's own table."""
+    found = _trace(trace, format, strict, num_requests, seed)
+    name = to.name.lower()
+    try:
+        if name.endswith(".parquet"):
+            found.to_parquet(to)
+        elif name.endswith((".csv", ".csv.gz")):
+            found.to_csv(to)
+        else:
+            raise TraceError(
+                f"cannot tell the format from {to.name!r}.", where="OUT", remedy="End it in .csv or .parquet."
+            )
+    except OSError as error:
+        raise TraceError(f"cannot be written: {error}.", where=str(to)) from error
+    for note in found.notes:
+        out().print(f"note: {note}", markup=False, soft_wrap=True)
+    out().print(f"{len(found):,} requests written to {to}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def formats(as_json: AsJson = False) -> None:
+    """List the trace formats."""
+    from traces.formats import FORMATS
+
+    rows = [{"format": entry.name, "": entry.summary} for entry in FORMATS.values()]
+    if as_json:
+        print_json([{"format": row["format"], "summary": row[""]} for row in rows])
+    else:
+        print_rows(rows)
+
+
+@app.command()
+def presets(as_json: AsJson = False) -> None:
+    """List the generators fitted to real traces."""
+    from traces.generate import PRESETS, load_preset
+
+    found = [load_preset(name) for name in PRESETS]
+    rows = [{"preset": p.name, "requests/s": p.rate, "fitted to": p.source, "licence": p.licence} for p in found]
+    if as_json:
+        print_json([{**row, "description": p.description} for row, p in zip(rows, found, strict=True)])
+    else:
+        print_rows(rows)
+
+
+def _trace(name: str, format: str | None, strict: bool, num_requests: int, seed: int) -> Trace:  # noqa: A002
+    if name.startswith(PRESET):
+        from traces.generate import generate
+
+        return generate(name.removeprefix(PRESET), num_requests=num_requests, seed=seed)
+    from traces.formats import read_trace
+
+    return read_trace(name, format, strict=strict)

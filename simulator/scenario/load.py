@@ -1,0 +1,96 @@
+"""A scenario from a file, with its paths anchored; and back to YAML."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from simulator.core.errors import UserError
+from simulator.scenario.config import Scenario
+from simulator.scenario.source import Loader, Source, override, read_source
+from simulator.scenario.validate import adapter, validate
+
+
+def load(path: str | Path, settings: Sequence[str] = ()) -> Scenario:
+    """The scenario of a YAML file, with ``a.b=value`` overrides.
+
+    Paths in it become relative to the working directory; a missing name becomes the file's. Raises ScenarioError.
+    """
+    return anchored(override(read_source(path), list(settings)))
+
+
+def anchored(source: Source) -> Scenario:
+    """The validated scenario of a source, its paths starting where the source lies."""
+    scenario = validate(source)
+    if scenario.name is None:
+        stem = re.sub(r"[^\w.-]+", "-", Path(source.name).stem, flags=re.ASCII).strip("-.") or "scenario"
+        scenario = replace(scenario, name=stem)
+    return with_paths(scenario, lambda path: os.path.normpath(source.folder / path))
+
+
+def with_paths(scenario: Scenario, move: Callable[[str], str]) -> Scenario:
+    """The scenario with each path in it replaced by ``move(path)``."""
+    if scenario.workload.trace is not None:
+        trace = replace(scenario.workload.trace, path=move(scenario.workload.trace.path))
+        scenario = replace(scenario, workload=replace(scenario.workload, trace=trace))
+    if scenario.model.config is not None:
+        scenario = replace(scenario, model=replace(scenario.model, config=move(scenario.model.config)))
+    return scenario
+
+
+@contextmanager
+def at(field: str) -> Iterator[None]:
+    """A UserError raised inside is about this field of the scenario: ``where`` starts with its dotted path."""
+    try:
+        yield
+    except UserError as error:
+        where = f"{field}: {error.where}" if error.where and error.where != field.rpartition(".")[2] else field
+        raise type(error)(error.message, where=where, remedy=error.remedy) from error
+
+
+@contextmanager
+def located(source: Source) -> Iterator[None]:
+    """A UserError raised inside that names a field (see ``at``) also gets the file and line where it is written."""
+    try:
+        yield
+    except UserError as error:
+        field, colon, rest = (error.where or "").partition(": ")
+        path = tuple(field.split("."))
+        if path[0] not in Scenario.__dataclass_fields__:
+            raise
+        where = source.where(path) + colon + rest
+        raise type(error)(error.message, where=where, remedy=error.remedy) from error
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes exactly what the loader would otherwise take for something else than text."""
+
+
+_Dumper.yaml_implicit_resolvers = Loader.yaml_implicit_resolvers
+
+
+def to_dict(scenario: Scenario) -> dict[str, Any]:
+    """Plain data that validates to an equal scenario; fields that are null are left out."""
+    data: dict[str, Any] = adapter().dump_python(scenario, mode="json", exclude_none=True)
+    return data
+
+
+def to_yaml(scenario: Scenario) -> str:
+    """YAML text that loads to an equal scenario."""
+    return yaml.dump(to_dict(scenario), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def digest(scenario: Scenario) -> str:
+    """SHA-256 of everything that can change the result: not the name, the outputs or the folders of files."""
+    same = replace(with_paths(scenario, os.path.basename), name=None, description="")
+    data = {key: value for key, value in to_dict(same).items() if key not in ("output", "description")}
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,113 @@
+"""``run(scenario, seed) -> Result``: pure. The command line, notebooks and sweeps all call it."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from simulator import __version__
+from simulator.cluster.simulation import simulate
+from simulator.metrics import Summary, summarize
+from simulator.metrics.analysis import Analysis, analyse
+from simulator.replica.records import SimulationRecords
+from simulator.scenario.build import Setup, build, make_trace
+from simulator.scenario.config import Scenario
+from simulator.scenario.load import at, digest
+from traces.trace import Trace
+
+Progress = Callable[[float, int, int], None]  # (simulated seconds, requests that arrived, requests in the trace)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run. ``summary`` is JSON-able; ``provenance`` holds what does not belong to the result itself."""
+
+    scenario: Scenario  # as it was run: seed and engine defaults filled in
+    setup: Setup
+    trace: Trace
+    records: SimulationRecords
+    analysis: Analysis
+    summary: Summary
+    provenance: dict[str, Any]
+
+
+def run(scenario: Scenario, seed: int | None = None, *, progress: Progress | None = None) -> Result:
+    """Simulate a scenario. Same scenario and seed: same records and summary, on every machine.
+
+    seed: instead of the scenario's own. progress: called now and then. Raises UserErrors whose ``where`` names the
+    field of the scenario that is wrong.
+    """
+    wall, cpu = time.perf_counter(), time.process_time()
+    scenario = scenario if seed is None else replace(scenario, seed=seed)
+    setup = build(scenario)
+    trace = make_trace(scenario.workload, scenario.seed)
+    loop = scenario.workload.closed_loop
+    with at("workload"):
+        records = simulate(
+            trace,
+            setup.args,
+            setup.cost,
+            setup.memory.num_gpu_blocks,
+            max_model_len=setup.args.max_model_len,
+            closed_loop_users=loop.users if loop else None,
+            horizon_s=scenario.run.horizon_s,
+            step_mode=scenario.run.mode == "step",
+            progress=progress,
+        )
+    simulated = time.perf_counter(), time.process_time()
+    analysis = analyse(records, setup.slo)
+    with at("run"):
+        summary = summarize(
+            records,
+            trace,
+            setup.slo,
+            measured_window(scenario, records),
+            usd_per_hour=setup.usd_per_hour,
+            analysis=analysis,
+        )
+    scenario = resolved(scenario, setup)
+    provenance = {
+        "scenario_sha256": digest(scenario),
+        "seed": scenario.seed,
+        "trace": {"source": trace.source, "requests": len(trace), "notes": list(trace.notes)},
+        "versions": versions(),
+        "run_time": {
+            "simulation_wall_s": round(simulated[0] - wall, 3),
+            "simulation_cpu_s": round(simulated[1] - cpu, 3),
+        },
+    }
+    return Result(scenario, setup, trace, records, analysis, summary, provenance)
+
+
+def measured_window(scenario: Scenario, records: SimulationRecords) -> tuple[float, float] | None:
+    """Without warm-up and cool-down; None: nothing is cut."""
+    spec, arrival = scenario.run, records.requests.arrival
+    if not (spec.warmup_s or spec.cooldown_s) or not len(arrival):
+        return None
+    return float(arrival.min()) + spec.warmup_s, records.end - spec.cooldown_s
+
+
+def resolved(scenario: Scenario, setup: Setup) -> Scenario:
+    """The scenario with the engine's defaults written out."""
+    args = setup.args
+    engine = replace(
+        scenario.engine,
+        max_num_seqs=args.max_num_seqs,
+        max_num_batched_tokens=args.max_num_batched_tokens,
+        max_model_len=args.max_model_len,
+    )
+    return replace(scenario, engine=engine)
+
+
+def versions() -> dict[str, str]:
+    found = {"windtunnel": __version__, "python": platform.python_version()}
+    for package in ("numpy", "simpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # vendored or frozen installs carry no metadata
+            found[package] = "unknown"
+    return found
