@@ -21,6 +21,7 @@ from traces.trace import Labels, Trace
 
 Summary: TypeAlias = dict[str, Any]
 SCHEMA = "windtunnel.summary/1"
+MAX_CLASSES = 24  # per column; the rest are summed up as one, because each costs a pass over the tokens
 CLASS_COLUMNS = ("tenant", "slo_class", "adapter", "model")
 
 
@@ -265,13 +266,19 @@ def _classes(run: _Run, trace: Trace | None, arrived: Bools) -> dict[str, dict[s
         labels: Labels | None = getattr(trace, column) if trace is not None else None
         if labels is None:
             continue
-        groups = [*enumerate(labels.names), (-1, "(not given)")]
         out[column] = {
-            name: _class_summary(run, np.asarray(labels.codes == code), arrived)
-            for code, name in groups
-            if np.any(labels.codes == code)
+            name: _class_summary(run, members, arrived) for name, members in _members(labels) if members.any()
         }
     return out
+
+
+def _members(labels: Labels) -> list[tuple[str, Bools]]:
+    """Masks of the most frequent labels, in the order of ``names``, then of all other and of unlabelled requests."""
+    counts = np.bincount(labels.codes[labels.codes >= 0], minlength=len(labels.names))
+    kept = np.sort(np.argsort(-counts, kind="stable")[:MAX_CLASSES])
+    named = [(labels.names[code], np.asarray(labels.codes == code)) for code in kept.tolist()]
+    others = np.asarray((labels.codes >= 0) & ~np.isin(labels.codes, kept))
+    return [*named, ("(all others)", others), ("(not given)", np.asarray(labels.codes == -1))]
 
 
 def _class_summary(run: _Run, members: Bools, arrived: Bools) -> dict[str, Any]:

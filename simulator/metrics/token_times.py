@@ -69,7 +69,7 @@ def _expand(steps: StepRecords, rows: Ints) -> tuple[Ints, Floats]:
     total = int(counts.sum())
     before = np.cumsum(counts) - counts
     j = np.arange(total, dtype=np.int64) - np.repeat(before, counts)
-    when: Floats = j + 1.0
+    when: Floats = (j + 1).astype(np.float64)
     when *= 0.5 * j
     when *= np.repeat(steps.increment[rows], counts)
     when += (j + 1.0) * np.repeat(steps.step[rows], counts)

@@ -1,0 +1,196 @@
+"""The report's pictures. Every curve is cut down to a few hundred points, however long the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from simulator.metrics.analysis import Analysis
+from simulator.metrics.series import kv_usage, mean_count, running_interval, step_mean, waiting_interval
+from simulator.metrics.slo import Slo
+from simulator.metrics.stats import Floats, Ints, counted_percentiles
+from simulator.metrics.summary import Summary
+from simulator.metrics.token_times import Bools, num_replicas, pooled_gaps, tokens_of
+from simulator.replica.records import SimulationRecords, Status
+from simulator.report.svg import Limit, Series, line_chart, stacked_bar
+
+_CDF_AT = np.concatenate([np.linspace(0, 99, 199), np.linspace(99.1, 100, 10)])
+_BINS = 160
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """``caption`` says what to look for."""
+
+    title: str
+    svg: str
+    caption: str
+
+
+def _clock(seconds: float) -> tuple[float, str]:
+    """Divisor and unit for a time axis of that length."""
+    if seconds < 0.5:
+        return 1e-3, "ms"
+    if seconds < 600:
+        return 1.0, "s"
+    return (60.0, "min") if seconds < 3 * 3600 else (3600.0, "h")
+
+
+def distribution_figures(records: SimulationRecords, found: Analysis, chosen: Bools, slo: Slo | None) -> list[Figure]:
+    """CDFs of TTFT, TPOT, ITL and E2E over the chosen requests that finished, with the SLO's limits."""
+    finished = np.asarray(chosen & (records.requests.status == Status.FINISHED))
+    limits = slo.limits() if slo is not None else {}
+    plain = {"ttft_s": found.latency.ttft, "tpot_s": found.latency.tpot, "e2e_s": found.latency.e2e}
+    samples: dict[str, tuple[Floats, Ints]] = {}
+    for name, values in plain.items():
+        kept = values[finished]
+        kept = kept[~np.isnan(kept)]
+        samples[name] = kept, np.ones(len(kept), dtype=np.int64)
+    samples["itl_s"] = pooled_gaps(found.ranges, found.clock, finished)
+    titles = {
+        "ttft_s": ("Time to first token (TTFT)", "From arrival to the first output token."),
+        "tpot_s": ("Time per output token (TPOT)", "Each request's mean pace after its first token."),
+        "itl_s": ("Inter-token latency (ITL)", "Every gap between two tokens of a request: stalls show in the tail."),
+        "e2e_s": ("End-to-end latency (E2E)", "From arrival to the last token."),
+    }
+    return [
+        Figure(title, _cdf(*samples[name], title, limits.get(name)), caption)
+        for name, (title, caption) in titles.items()
+        if int(samples[name][1].sum())
+    ]
+
+
+def _cdf(values: Floats, counts: Ints, title: str, limit: float | None) -> str:
+    x = counted_percentiles(np.maximum(values, 0.0), counts, _CDF_AT.tolist())
+    total = int(counts.sum())
+    scale, unit = _clock(float(x[-1]) if x[-1] < 1 else 1.0)
+    if float(x[-1]) < 1:
+        scale, unit = 1e-3, "ms"
+    shown = np.maximum(x / scale, max(float(x[-1]) / scale * 1e-5, 1e-9))
+    marks = () if limit is None else (Limit(limit / scale, f"SLO {limit / scale:g} {unit}"),)
+    p50, p99 = np.interp([50.0, 99.0], _CDF_AT, x)
+    return line_chart(
+        [Series("share at or below", shown, _CDF_AT)],
+        x_label=f"{unit}, logarithmic",
+        y_label="% of samples",
+        summary=f"Cumulative distribution of {title}: median {p50:.4g} s, p99 {p99:.4g} s, {total:,} samples.",
+        x_log=True,
+        y_max=102.0,
+        x_limits=marks,
+    )
+
+
+def time_figures(records: SimulationRecords, found: Analysis, slo: Slo | None) -> list[Figure]:
+    """Queue and batch, KV occupancy, TTFT by arrival, token throughput, preemptions, over the whole run."""
+    if records.end <= 0:
+        return []
+    edges = np.linspace(0.0, records.end, _BINS + 1)
+    scale, unit = _clock(records.end)
+    middle = (edges[1:] + edges[:-1]) / 2 / scale
+    figures = [_queue(records, edges, middle, unit), _kv(records, edges, middle, unit)]
+    figures.append(_tokens(records, found, edges, middle, unit))
+    if np.any(~np.isnan(found.latency.ttft)):
+        figures.append(_ttft(records, found, slo, scale, unit))
+    if np.any(records.steps.preempted > 0):
+        figures.append(_preemptions(records, scale, unit))
+    return figures
+
+
+def _queue(records: SimulationRecords, edges: Floats, middle: Floats, unit: str) -> Figure:
+    waiting = mean_count(*waiting_interval(records), edges)
+    running = mean_count(*running_interval(records), edges)
+    svg = line_chart(
+        [Series("running", middle, running, 1), Series("waiting", middle, waiting, 2)],
+        x_label=f"simulated time ({unit})",
+        y_label="requests",
+        summary=f"Requests over time: at most {running.max():.3g} running and {waiting.max():.3g} waiting.",
+    )
+    return Figure("Waiting and running", svg, "A waiting curve that climbs to the end means the design cannot keep up.")
+
+
+def _kv(records: SimulationRecords, edges: Floats, middle: Floats, unit: str) -> Figure:
+    usage = 100 * step_mean(records, kv_usage(records), edges) / max(num_replicas(records), 1)
+    svg = line_chart(
+        [Series("KV blocks in use", middle, usage, 3, area=True)],
+        x_label=f"simulated time ({unit})",
+        y_label="% of the cache",
+        summary=f"KV cache occupancy over time, mean over replicas: peak {usage.max():.0f} %.",
+        y_max=100.0,
+    )
+    return Figure("KV cache occupancy", svg, "Blocks owned by live requests, mean over replicas; idle counts as empty.")
+
+
+def _tokens(records: SimulationRecords, found: Analysis, edges: Floats, middle: Floats, unit: str) -> Figure:
+    times, made = tokens_of(found.ranges, found.clock, np.ones(len(records.requests.arrival), dtype=bool))
+    output = np.histogram(times, edges, weights=made)[0] / np.diff(edges)
+    first = records.requests.first_token
+    known = ~np.isnan(first)
+    prompt = np.histogram(first[known], edges, weights=records.requests.prompt_tokens[known])[0] / np.diff(edges)
+    svg = line_chart(
+        [Series("output", middle, output, 1), Series("input", middle, prompt, 4)],
+        x_label=f"simulated time ({unit})",
+        y_label="tokens/s",
+        summary=f"Token throughput over time: output peaks at {output.max():,.0f} tokens/s.",
+    )
+    return Figure("Token throughput", svg, "Input counts a prompt, cached part included, when its first token is out.")
+
+
+def _ttft(records: SimulationRecords, found: Analysis, slo: Slo | None, scale: float, unit: str) -> Figure:
+    ttft, arrival = found.latency.ttft, records.requests.arrival
+    known = ~np.isnan(ttft)
+    bins = min(_BINS // 2, max(int(known.sum()), 1))
+    edges = np.linspace(float(arrival[known].min()), float(arrival[known].max()) + 1e-9, bins + 1)
+    which = np.clip(np.searchsorted(edges, arrival[known], side="right") - 1, 0, bins - 1)
+    count = np.bincount(which, minlength=bins)
+    mean = np.full(bins, np.nan)
+    np.divide(np.bincount(which, weights=ttft[known], minlength=bins), count, out=mean, where=count > 0)
+    worst = np.full(bins, np.nan)
+    np.fmax.at(worst, which, ttft[known])
+    some = count > 0
+    x = ((edges[1:] + edges[:-1]) / 2 / scale)[some]
+    limits = () if slo is None or slo.ttft_s is None else (Limit(slo.ttft_s, f"SLO {slo.ttft_s:g} s"),)
+    svg = line_chart(
+        [Series("mean", x, mean[some], 1), Series("slowest", x, worst[some], 5)],
+        x_label=f"arrival ({unit})",
+        y_label="TTFT (s)",
+        summary=f"TTFT by arrival time: mean from {mean[some][0]:.3g} s at the start to {mean[some][-1]:.3g} s at the end.",
+        y_limits=limits,
+    )
+    return Figure("TTFT by time of arrival", svg, "Flat: a steady state. Climbing: later requests wait ever longer.")
+
+
+def _preemptions(records: SimulationRecords, scale: float, unit: str) -> Figure:
+    steps = records.steps
+    edges = np.linspace(0.0, records.end, _BINS // 2 + 1)
+    count = np.histogram(steps.start, edges, weights=steps.preempted)[0]
+    middle = (edges[1:] + edges[:-1]) / 2 / scale
+    svg = line_chart(
+        [Series("preemptions", middle, count, 2, area=True)],
+        x_label=f"simulated time ({unit})",
+        y_label=f"per {(edges[1] - edges[0]):.3g} s",
+        summary=f"Preemptions over time: {int(count.sum()):,} in all.",
+    )
+    return Figure("Preemptions", svg, "Each one throws away a request's KV cache, to be computed again.")
+
+
+PARTS = (
+    ("queue", "queue", 2),
+    ("prefill", "prefill", 4),
+    ("decode", "decode", 1),
+    ("decode_shared_with_prefill", "decode with prefills", 3),
+    ("preempted", "preempted", 5),
+)
+
+
+def breakdown_figure(summary: Summary) -> Figure | None:
+    """Mean E2E split into its phases; None when nothing finished."""
+    parts = summary["breakdown_mean_s"]
+    if parts["queue"] is None:
+        return None
+    total = sum(parts[name] for name, _, _ in PARTS)
+    scale, unit = (1e-3, "ms") if total < 1 else (1.0, "s")
+    pieces = [(label, parts[name] / scale, colour) for name, label, colour in PARTS]
+    said = ", ".join(f"{label} {value:.3g} {unit}" for label, value, _ in pieces)
+    svg = stacked_bar(pieces, unit=unit, summary=f"Mean end-to-end latency: {said}.")
+    return Figure("Mean request", svg, "Where the time of the average finished request went.")

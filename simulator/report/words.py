@@ -1,0 +1,211 @@
+"""The report's sentences and numbers: verdict first, in words that need no knowledge of the tool."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from simulator.metrics.summary import Summary
+from simulator.report.diagnosis import missed_limits
+from simulator.report.svg import number
+
+Tile = dict[str, str]
+
+
+def seconds(value: float | None) -> str:
+    """With a unit that fits: 850 µs, 24 ms, 1.3 s, 95 s, 12.5 min."""
+    if value is None:
+        return "–"
+    if value >= 600:
+        return f"{number(value / 60)} min"
+    if value >= 1 or value == 0:
+        return f"{number(value)} s"
+    return f"{number(value * 1e3)} ms" if value >= 1e-3 else f"{number(value * 1e6)} µs"
+
+
+def percent(share: float | None) -> str:
+    """One decimal; never rounded up to a perfect 100 %."""
+    if share is None:
+        return "–"
+    text = f"{share:.1%}"
+    return ">99.9 %" if text == "100.0%" and share < 1 else text.replace("%", " %")
+
+
+def plain(value: float | None) -> str:
+    """Three digits or a dash."""
+    return "–" if value is None else number(value)
+
+
+def tone(summary: Summary) -> str:
+    """CSS class of the verdict: good, warn or bad."""
+    verdict = summary["stability"]["verdict"]
+    if verdict != "stable" or not summary["requests"]["finished"]:
+        return "bad" if verdict == "overloaded" else "warn"
+    return "warn" if missed_limits(summary) else "good"
+
+
+def verdict_sentence(summary: Summary) -> str:
+    """One sentence that a reader may repeat in a meeting."""
+    verdict, counts, traffic = summary["stability"]["verdict"], summary["requests"], summary["throughput"]
+    offered, served = plain(traffic["offered_request_per_s"]), plain(traffic["request_per_s"])
+    if not counts["arrived"]:
+        return "No request arrived, so there is nothing to judge."
+    if counts["rejected"] == counts["arrived"]:
+        return "This design serves nothing: every request was rejected because it can never fit."
+    if verdict == "overloaded":
+        rate = summary["stability"]["offered_request_per_s"]
+        return (
+            f"This design cannot keep up: requests arrive at {plain(rate)} per second and are served at {served}, so "
+            "they wait longer and longer."
+        )
+    if not counts["finished"]:
+        return "No request finished before the run ended, so there is no latency to report."
+    if verdict == "backlogged":
+        return (
+            f"This run did not settle: {served} requests per second were served, but its latencies describe a backlog "
+            "or a warm-up, not a steady state."
+        )
+    keeps_up = f"This design keeps up with {offered} requests per second"
+    return f"{keeps_up}{_slo_clause(summary['slo'], missed_limits(summary))}."
+
+
+def _slo_clause(slo: dict[str, Any] | None, missed: list[str]) -> str:
+    if slo is None:
+        return " (no SLO was given to hold it against)"
+    share = percent(slo["attainment"])
+    if not missed:
+        return f" and meets its SLO: {share} of requests are within every limit"
+    values = " and ".join(
+        f"p{slo['percentile']:g} {name.upper()} is {seconds(slo['percentile_s'][name])} where "
+        f"{seconds(slo['limits_s'][name])} is allowed"
+        for name in missed
+    )
+    return f" but misses its SLO: {values}; {share} of requests are within every limit"
+
+
+def tiles(summary: Summary) -> list[Tile]:
+    """Headline figures; latencies of an overloaded run are withheld."""
+    traffic, latency, engine, slo = summary["throughput"], summary["latency"], summary["engine"], summary["slo"]
+    offered, tokens = plain(traffic["offered_request_per_s"]), plain(traffic["total_tokens_per_s"])
+    out = [
+        _tile("Served", plain(traffic["request_per_s"]), "requests/s", f"{offered} offered"),
+        _tile("Output", plain(traffic["output_tokens_per_s"]), "tokens/s", f"{tokens} with input"),
+    ]
+    if slo is not None:
+        out.append(_tile("Goodput", plain(summary["goodput_request_per_s"]), "requests/s", "within every SLO limit"))
+        note = f"{slo['good_requests']:,} of {slo['judged_requests']:,} requests"
+        out.append(_tile("SLO attainment", percent(slo["attainment"]), "", note))
+    if summary["stability"]["verdict"] == "overloaded":
+        out.append(_tile("Latency", "growing", "", "no percentile is meaningful"))
+    else:
+        for name, key in (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("ITL", "itl_s")):
+            stats = latency[key]
+            out.append(_tile(f"{name} p99", seconds(stats["p99"]), "", f"median {seconds(stats['p50'])}"))
+    out.append(
+        _tile("KV usage", percent(engine["kv_usage"]["max"]), "", f"peak; {engine['preemptions_run']:,} preemptions")
+    )
+    out.append(_tile("Engines busy", percent(engine["utilization"]), "", f"{engine['replicas']} replica(s)"))
+    cost = summary["cost"]
+    if cost is not None:
+        value = cost["usd_per_million_output_tokens"]
+        out.append(_tile("Cost", "–" if value is None else f"${value:,.2f}", "", "per million output tokens"))
+    return out
+
+
+def _tile(name: str, value: str, unit: str, note: str) -> Tile:
+    return {"name": name, "value": value, "unit": unit, "note": note}
+
+
+def slo_rows(summary: Summary) -> list[dict[str, Any]]:
+    """One row per limit: allowed, measured, met, share of requests within it. No percentile of an overloaded run."""
+    slo = summary["slo"]
+    if slo is None:
+        return []
+    overloaded = summary["stability"]["verdict"] == "overloaded"
+    rows = []
+    for name, limit in slo["limits_s"].items():
+        measured = slo["percentile_s"][name]
+        known = measured is not None and not overloaded
+        rows.append(
+            {
+                "name": name.upper(),
+                "limit": seconds(limit),
+                "measured": seconds(measured) if known else "–",
+                "met": ("met" if measured <= limit else "missed") if known else "no verdict",
+                "share": percent(slo["attainment_by_limit"][name]),
+                "width": 100 * (slo["attainment_by_limit"][name] or 0.0),
+            }
+        )
+    return rows
+
+
+_LATENCIES = (
+    ("TTFT", "ttft_s"),
+    ("TPOT", "tpot_s"),
+    ("ITL", "itl_s"),
+    ("E2E", "e2e_s"),
+    ("Queue time", "queue_time_s"),
+    ("Normalized latency, per token", "normalized_latency_s_per_token"),
+)
+
+
+def latency_rows(latency: dict[str, Any]) -> list[list[str]]:
+    """Name, samples, mean, p50, p90, p95, p99, max."""
+    keys = ("mean", "p50", "p90", "p95", "p99", "max")
+    return [[name, f"{latency[key]['count']:,}", *(seconds(latency[key][k]) for k in keys)] for name, key in _LATENCIES]
+
+
+def class_tables(summary: Summary) -> list[dict[str, Any]]:
+    """Per labelled column, a row per class; latencies are left out when the run is overloaded."""
+    overloaded = summary["stability"]["verdict"] == "overloaded"
+    return [
+        {"column": column, "rows": [_class_row(name, one, hide=overloaded) for name, one in classes.items()]}
+        for column, classes in summary["classes"].items()
+    ]
+
+
+def _class_row(name: str, one: dict[str, Any], *, hide: bool) -> list[str]:
+    latency = one["latency"]
+    shown = [("ttft_s", "p50"), ("ttft_s", "p99"), ("tpot_s", "p50"), ("tpot_s", "p99"), ("e2e_s", "p99")]
+    values = ["–" if hide else seconds(latency[key][p]) for key, p in shown]
+    attained = percent(one["slo"]["attainment"]) if one["slo"] is not None else "–"
+    return [name, f"{one['requests']['arrived']:,}", f"{one['requests']['finished']:,}", *values, attained]
+
+
+def engine_rows(summary: Summary) -> list[tuple[str, str]]:
+    """Name and value of what the engines did."""
+    engine, counts = summary["engine"], summary["requests"]
+    batch, kv = engine["batch_size_requests"], engine["kv_usage"]
+    blocks = sorted(set(engine["num_gpu_blocks"]))
+    size = " / ".join(f"{b:,}" for b in blocks[:4]) + (" / …" if len(blocks) > 4 else "")
+    return [
+        ("Requests arrived in the window", f"{counts['arrived']:,}"),
+        ("finished", f"{counts['finished']:,}"),
+        ("rejected, failed", f"{counts['rejected']:,}, {counts['failed']:,}"),
+        ("in flight at the end", f"{counts['in_flight']:,}"),
+        ("Engine steps", f"{engine['num_steps']:,}"),
+        (
+            "Batch size while busy: mean, p99, max",
+            f"{plain(batch['mean'])}, {plain(batch['p99'])}, {plain(batch['max'])}",
+        ),
+        ("Busy time in steps with prefill", percent(engine["prefill_step_time_share"])),
+        ("KV usage while busy: mean, p99, max", f"{percent(kv['mean'])}, {percent(kv['p99'])}, {percent(kv['max'])}"),
+        ("KV cache per replica", f"{size} blocks of {engine['block_size']} tokens"),
+        ("Prefix hit ratio", percent(engine["prefix_hit_ratio_run"])),
+        ("Preemptions, tokens recomputed", f"{engine['preemptions_run']:,}, {engine['recomputed_tokens_run']:,}"),
+    ]
+
+
+def provenance_rows(provenance: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested provenance as flat rows, ``command`` apart."""
+    rows: list[tuple[str, str]] = []
+    for key, value in provenance.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if key == "command" and not prefix:
+            continue
+        if isinstance(value, dict):
+            rows += provenance_rows(value, f"{name}: ")
+        elif isinstance(value, list | tuple):
+            rows.append((name, ", ".join(str(item) for item in value)))
+        else:
+            rows.append((name, "not stated" if value is None else str(value)))
+    return rows
