@@ -1,4 +1,4 @@
-"""An engine on the clock: one event per span, replaced when an arrival cuts the span."""
+"""An engine on the clock."""
 
 from __future__ import annotations
 
@@ -12,25 +12,35 @@ from simulator.scheduling.request import Request
 
 
 class Replica:
-    """Wakes its engine when the engine asks for it."""
+    """Wakes its engine when the engine asks for it.
 
-    __slots__ = ("_event", "clock", "engine")
+    A *watched* replica has one event per span, replaced when an arrival cuts the span: whoever waits for its finishes
+    hears of them when they happen. Nobody can tell when the engine of an unwatched one computes, so it catches up when
+    a request reaches it, without events; its records are the same.
+    """
 
-    def __init__(self, clock: Clock, engine: Engine) -> None:
+    __slots__ = ("_event", "clock", "engine", "watched")
+
+    def __init__(self, clock: Clock, engine: Engine, *, watched: bool) -> None:
         self.clock = clock
         self.engine = engine
+        self.watched = watched
         self._event: Event | None = None
 
     def receive(self, request: Request, now: float) -> None:
         """A request has been routed here."""
-        if self.engine.add(request, now):
-            self._event = self.clock.at(self.engine.wake_time, PLAN, self._wake)
+        engine = self.engine
+        if not self.watched:
+            if engine.wake_time < now:
+                engine.run_until(now)
+            engine.add(request, now)
+        elif engine.add(request, now):
+            self._event = self.clock.at(engine.wake_time, PLAN, self._wake)
 
     def _wake(self, event: Event) -> None:
         if event is not self._event:
             return  # the span it was scheduled for was cut short
         engine = self.engine
         engine.wake(engine.wake_time)
-        time = engine.wake_time
-        if time < inf:
-            self._event = self.clock.at(time, PLAN, self._wake)
+        if engine.wake_time < inf:
+            self._event = self.clock.at(engine.wake_time, PLAN, self._wake)

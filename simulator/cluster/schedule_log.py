@@ -159,7 +159,6 @@ class _Watcher:
     def planned(self, now: float, begin: float, step: Step, state: EngineState) -> None:
         self._write(state, settled=False)
         chunks = {request: tokens for request, (tokens, _) in zip(step.requests, step.chunks, strict=True)}
-        cached = {request: before for request, (_, before) in zip(step.requests, step.chunks, strict=True)}
         held = set(step.held)
         batch: list[tuple[str, int]] = []
         need = 0
@@ -177,7 +176,7 @@ class _Watcher:
             batch=batch,
             preempted=sorted(self.names[request.row] for request in step.preempted),
             resumed=sorted(self.names[request.row] for request in step.admitted if request not in fresh),
-            hits={self.names[r.row]: cached[r] for r in fresh if cached[r]},
+            hits={self.names[r.row]: r.cached_tokens for r in fresh if r.cached_tokens},
             free=0,
         )
         if step is DECODE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 from simulator.cluster.arrivals import Arrivals
 from simulator.cluster.clock import ARRIVAL, Clock
@@ -102,12 +103,13 @@ def simulate(
         on_finish=arrivals.finished if arrivals.has_feedback else None,
         observer=observer,
     )
-    replica = Replica(clock, engine)
+    replica = Replica(clock, engine, watched=arrivals.has_feedback)
     arrivals.start()
     if horizon_s is None:
         clock.run()
     else:
         clock.run(until=clock.at(horizon_s, ARRIVAL, lambda _: None))
+    engine.run_until(inf if horizon_s is None else horizon_s)
     engine.close()
     return SimulationRecords(
         requests=recorder.requests(arrivals.arrival, trace.prompt_tokens, trace.output_tokens),

@@ -16,9 +16,12 @@ from typing import Protocol
 
 from simulator.cost.interface import StepCost
 from simulator.replica.recorder import Recorder
+from simulator.replica.records import Status
 from simulator.scheduling.policy import Policy
 from simulator.scheduling.request import Request
 from simulator.scheduling.state import DECODE, EngineState, Step
+
+FINISHED = int(Status.FINISHED)
 
 
 class Observer(Protocol):
@@ -112,34 +115,45 @@ class Engine:
             return True
         return cut and self._pending > 1 and self._cut(now)
 
+    def run_until(self, time: float) -> None:
+        """Do all that happens before ``time``."""
+        while self.wake_time < time:
+            self.wake(self.wake_time)
+
     def wake(self, now: float) -> None:
         """``wake_time`` has come: apply what ran, let finished requests go, plan what runs next."""
         if self._pending:
             self._apply()
         releasing = self.state.releasing
         if releasing and releasing[0][0] <= now:
-            self.settle(now)
+            self._release(now)
         if self.observer is not None:
             self.observer.settled(now, self.state)
         self._plan(now)
 
-    def settle(self, now: float) -> None:
-        """Release the requests whose last step has ended."""
-        releasing = self.state.releasing
+    def _release(self, now: float) -> None:
+        """Let the requests go whose last step has ended."""
+        state = self.state
+        releasing = state.releasing
+        recorder = self._recorder
         while releasing and releasing[0][0] <= now:
             end, request = releasing.popleft()
-            self.state.release(request)
-            self._recorder.finished(request, end)
+            row = request.row
+            recorder.finish[row] = end
+            recorder.status[row] = FINISHED
+            recorder.first_step[row] = request.first_token_step
+            recorder.last_step[row] = request.last_step
+            state.release(request)
             if self.on_finish is not None:
                 self.on_finish(request, end)
 
     def close(self) -> None:
         """Write down the requests still here; call once, when the simulation stops."""
-        self._close_row()
+        if self._row is not None:
+            self._close_row()
         state = self.state
         recorder = self._recorder
-        for end, request in state.releasing:
-            recorder.finished(request, end)
+        self._release(inf)
         for request in state.running:
             if request.decoding:
                 recorder.first_step[request.row] = request.first_token_step
@@ -149,16 +163,21 @@ class Engine:
 
     def _plan(self, now: float) -> None:
         state = self.state
+        schedule = self.policy.schedule
         lead = self._lead
         while True:
-            begin = self.busy_until if self.busy_until > now else now
-            step = self.policy.schedule(state)
+            begin = self.busy_until
+            if begin < now:
+                begin = now
+            step = schedule(state)
             if step is None or not (step.decodes or step.chunks):
                 self._version = -1
+                if step is not None:
+                    self._record_moves(step, now)
                 if begin > now:
                     self.wake_time = begin
                     return
-                if step is not None and step.preempted:
+                if step is not None:
                     continue  # everybody running gave way: somebody waiting fits now
                 self.wake_time = inf
                 return
@@ -179,22 +198,24 @@ class Engine:
     def _span(self, begin: float) -> int:
         """Price the coming decode steps; returns how many of them to run."""
         state = self.state
-        if self._version != state.batch_version or self._steps_done >= self._bounded:
-            self._close_row()
+        done = self._steps_done
+        if self._version != state.batch_version or done >= self._bounded:
+            if self._row is not None:
+                self._close_row()
             batch = state.num_decodes
             context = state.computed_sum + batch
             self._first, self._increment, self._bounded = self.cost.decode(
-                batch, context, state.windowed_sum, state.growing
+                batch, context, state.windowed_sum if state.window is not None else 0, state.growing
             )
             self._begin = begin
-            self._steps_done = 0
+            self._steps_done = done = 0
             self._version = state.batch_version
             self._exact = [begin] if self._sequential else None
             self._row = (context, batch, len(state.waiting), len(state.running))
         if self._step_mode or (state.releasing and (self.eager or state.waiting)):
             return 1
         run = state.longest_run()
-        bounded = self._bounded - self._steps_done
+        bounded = self._bounded - done
         return run if run < bounded else bounded
 
     def _end(self, step: int) -> float:
@@ -229,10 +250,8 @@ class Engine:
     def _apply(self) -> None:
         """The pending steps of the span have been computed (or, the last one, are in flight)."""
         state = self.state
-        done = self._steps_done + self._pending
-        self._steps_done = done
-        end = self._end(done)
-        self.busy_until = self.last_token_time = end
+        self._steps_done = done = self._steps_done + self._pending
+        self.busy_until = self.last_token_time = end = self._end(done)
         if state.advance(self._pending):
             for request in state.ended():
                 state.releasing.append((end, request))
@@ -240,16 +259,16 @@ class Engine:
 
     def _mixed(self, step: Step, begin: float, now: float) -> None:
         """Price and apply one step that is not a plain decode step."""
-        self._close_row()
+        if self._row is not None:
+            self._close_row()
         self._version = -1
         state = self.state
         held = self._hold_back(step) if step.held else []
         batch = state.num_decodes if step.decodes else 0
         context = state.computed_sum + batch if batch else 0
         sampled = batch + len(step.completed)
-        seconds = self.cost.mixed(batch, context, state.windowed_sum if batch else 0, step.chunks, sampled)
-        if step.extra_s:
-            seconds += step.extra_s
+        windowed = state.windowed_sum if batch and state.window is not None else 0
+        seconds = self.cost.mixed(batch, context, windowed, step.chunks, sampled) + step.extra_s
         end = begin + seconds
         done: list[Request] = []
         if batch:
@@ -258,8 +277,9 @@ class Engine:
                 done = state.ended()
         for request, left in held:
             state.join(request, left)
-        self._record_moves(step, now)
         recorder = self._recorder
+        if step.admitted or step.preempted:
+            self._record_moves(step, now)
         for request in step.completed:
             row = request.row
             if request.target == request.prompt_tokens:
@@ -304,7 +324,7 @@ class Engine:
             if not request.preemptions:
                 row = request.row
                 recorder.scheduled[row] = now
-                recorder.cached[row] = next(before for r, (_, before) in zip(step.requests, step.chunks) if r is request)
+                recorder.cached[row] = request.cached_tokens
 
     def _close_range(self, request: Request) -> None:
         """A request stops decoding before it is done: its token steps so far are a range of their own."""
@@ -326,24 +346,15 @@ class Engine:
 
     def _close_row(self) -> None:
         """Write the row of the span that ends."""
-        row = self._row
-        if row is not None:
-            if self._steps_done:
-                context, batch, waiting, running = row
-                self._recorder.spans.extend(
-                    (
-                        self._begin,
-                        self._first,
-                        self._increment,
-                        context,
-                        self._steps_done,
-                        batch,
-                        waiting,
-                        running,
-                        self.state.pool.free,
-                    )
-                )
-            self._row = None
+        assert self._row is not None
+        context, batch, waiting, running = self._row
+        self._row = None
+        if self._steps_done:
+            first, increment = self._first, self._increment
+            free = self.state.pool.free
+            self._recorder.spans.extend(
+                (self._begin, first, increment, context, self._steps_done, batch, waiting, running, free)
+            )
 
 
 def _order(request: Request) -> int:

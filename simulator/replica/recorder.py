@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.replica.records import RequestRecords, Status, StepRecords
-from simulator.scheduling.request import Request
 
 NEVER = float("nan")
 
@@ -48,14 +47,6 @@ class Recorder:
         self.extra_ranges: list[tuple[int, int, int, float]] = []
         self.spans = array("d")  # rows of SPAN: steps without prefill
         self.mixed = array("d")  # rows of MIXED: single steps of any kind
-
-    def finished(self, request: Request, time: float) -> None:
-        """The request made its last token at ``time``."""
-        row = request.row
-        self.finish[row] = time
-        self.status[row] = Status.FINISHED
-        self.first_step[row] = request.first_token_step
-        self.last_step[row] = request.last_step
 
     def steps(self, replica: int = 0) -> StepRecords:
         """Span and single-step rows of one replica, in order of time."""

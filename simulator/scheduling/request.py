@@ -14,6 +14,7 @@ class Request:
 
     __slots__ = (
         "arrival",
+        "cached_tokens",
         "computed",
         "decoding",
         "first_token_step",
@@ -28,8 +29,9 @@ class Request:
         "table",
         "target",
     )
-    # Set when the request joins: order, the admission number; offset, first_token_step and last_step (the token step
+    # Set when the request joins: order, the admission number; cached_tokens, its prefix hit; offset, first_token_step and last_step (the token step
     # count at which its last token is made) when it starts to decode.
+    cached_tokens: int
     order: int
     offset: int
     last_step: int

@@ -2,7 +2,7 @@
 
 The batch is kept in aggregate. Requests that *decode* advance together, one token per token step, so the state holds
 their number, the sum of their contexts, a heap of the token steps at which they end, and how many of them will need a
-KV block at each offset within a block (``_phase``, a rotating histogram). A step costs the same for 1 and 1,000 of them.
+KV block at each offset within a block (``phase``, a rotating histogram). A step costs the same for 1 and 1,000 of them.
 """
 
 from __future__ import annotations
@@ -65,7 +65,6 @@ class EngineState:
         "_crossings",
         "_ends",
         "_grows",
-        "_phase",
         "_window_sum",
         "admissions",
         "args",
@@ -76,6 +75,7 @@ class EngineState:
         "growing",
         "last_decode_order",
         "num_decodes",
+        "phase",
         "pool",
         "prefilling",
         "releasing",
@@ -105,7 +105,7 @@ class EngineState:
         self.admissions = 0
         self.tokens_recomputed = 0
         self._ends: list[tuple[int, int, Request]] = []
-        self._phase = [0] * self.block_size
+        self.phase = [0] * self.block_size
         self._grows = grows
         self.window = window
         self.growing = 0  # decoding requests shorter than the window
@@ -132,7 +132,7 @@ class EngineState:
         """The request joins the running batch with ``computed`` tokens of KV already there."""
         request.order = self.admissions
         self.admissions += 1
-        request.computed = computed
+        request.computed = request.cached_tokens = computed
         self.running[request] = None
         self.prefilling[request] = None
         step.admitted.append(request)
@@ -175,7 +175,8 @@ class EngineState:
         request.first_token_step = steps
         self.num_decodes += 1
         self.computed_sum += computed
-        self._phase[(steps - computed) % self.block_size] += 1
+        if self._grows:
+            self.phase[(steps - computed) % self.block_size] += 1
         self.batch_version += 1
         if request.order > self.last_decode_order:
             self.last_decode_order = request.order
@@ -192,7 +193,8 @@ class EngineState:
         request.decoding = False
         self.num_decodes -= 1
         self.computed_sum -= computed
-        self._phase[-request.offset % self.block_size] -= 1
+        if self._grows:
+            self.phase[-request.offset % self.block_size] -= 1
         self.batch_version += 1
         if self.window is not None and computed + 1 < self.window:
             self.growing -= 1
@@ -201,7 +203,7 @@ class EngineState:
     @property
     def blocks_next(self) -> int:
         """Blocks that the next token step takes."""
-        return self._phase[self.token_steps % self.block_size] if self._grows else 0
+        return self.phase[self.token_steps % self.block_size]
 
     def blocks_over(self, steps: int) -> int:
         """Blocks that the next ``steps`` token steps take together."""
@@ -211,7 +213,7 @@ class EngineState:
         rounds, rest = divmod(steps, size)
         first = self.token_steps % size
         last = first + rest
-        phase = self._phase
+        phase = self.phase
         need = sum(phase[first:last]) if last <= size else sum(phase[first:]) + sum(phase[: last - size])
         return rounds * self.num_decodes + need
 
@@ -256,7 +258,10 @@ class EngineState:
         if self._grows:
             first = self.token_steps % self.block_size
             last = first + steps
-            blocks = sum(self._phase[first:last]) if last <= self.block_size else self.blocks_over(steps)
+            if steps == 1:
+                blocks = self.phase[first]
+            else:
+                blocks = sum(self.phase[first:last]) if last <= self.block_size else self.blocks_over(steps)
             if blocks:
                 self.pool.take(blocks)
         self.token_steps = done = self.token_steps + steps

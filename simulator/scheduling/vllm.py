@@ -47,7 +47,7 @@ class Vllm:
         decodes = state.num_decodes
         prefilling = state.prefilling
         waiting = state.waiting
-        ahead = state.blocks_next
+        ahead = state.phase[state.token_steps % state.block_size]
         pool = state.pool
         budget = self.budget - decodes
         if budget < 0 or ahead > pool.free:
