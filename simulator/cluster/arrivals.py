@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 
 import numpy as np
+from numpy.typing import NDArray
 from simpy.events import Event
 
 from simulator.cluster.clock import ARRIVAL, Clock
@@ -15,44 +16,46 @@ from simulator.scheduling.request import Request
 from traces.trace import Trace
 
 Deliver = Callable[[Request, float], None]
-CHUNK = 8192  # rows turned into Python numbers at a time
+Progress = Callable[[float, int, int], None]  # (simulated seconds, requests that arrived, requests in the trace)
+Row = tuple[float, int, int, int, int, bool]  # arrival, row, prompt, output, priority, rejected
+CHUNK = 1024
 
 
 class Arrivals:
-    """Feeds a trace to ``deliver``. Open-loop rows come at their time; the others when what they wait for is done."""
+    """Feeds a trace to a cluster. Open-loop rows come at their time; the others when what they wait for is done."""
 
     def __init__(
         self,
         clock: Clock,
         trace: Trace,
-        deliver: Deliver,
         *,
+        skip: NDArray[np.bool_],
         users: int | None = None,
         block_size: int = 16,
         use_prefix: bool = True,
+        progress: Progress | None = None,
     ) -> None:
-        """users: closed loop; rows are taken in order, one at a time per user, and their times are ignored."""
+        """skip: rows that are rejected: they never enter, and whoever waits for them does not.
+        users: closed loop; rows are taken in order, one at a time per user, and their times are ignored.
+        """
         self.clock = clock
         self.trace = trace
-        self.deliver = deliver
         self.arrival = trace.arrival.copy()  # s, as it came to be
-        self._ids = trace.prefix if use_prefix else None
-        self._stride = 1
-        if self._ids is not None and block_size > self._ids.block_tokens:
-            self._stride = block_size // self._ids.block_tokens
-        self._followers = _followers(trace) if users is None else {}
-        self._rows = self._open_rows()
-        self._next: tuple[float, int, int, int, int] | None = None
+        self._skip = skip
         self._users = users
-        self._is_fed_back = users is not None or bool(self._followers)
+        self._progress = progress
+        self._prefix = trace.prefix if use_prefix else None
+        self._stride = 1  # trace blocks per engine block
+        if self._prefix is not None and block_size > self._prefix.block_tokens:
+            self._stride = block_size // self._prefix.block_tokens
+        self._followers = _followers(trace) if users is None else {}
+        self.has_feedback = users is not None or bool(self._followers)  # finishes must be reported when they happen
+        self._rows = self._own_time()
+        self._next: Row | None = None
 
-    @property
-    def has_feedback(self) -> bool:
-        """Whether arrivals depend on finishes, which must then be reported when they happen."""
-        return self._is_fed_back
-
-    def start(self) -> None:
-        """Schedule the first arrivals."""
+    def start(self, deliver: Deliver) -> None:
+        """Schedule the first arrivals; every request goes to ``deliver(request, now)``."""
+        self.deliver = deliver
         if self._users is None:
             self._next = next(self._rows, None)
             if self._next is not None:
@@ -65,64 +68,73 @@ class Arrivals:
         """A request has ended: whoever waited for it comes next."""
         if self._users is not None:
             self._enter_next(time)
-            return
-        for row, delay in self._followers.pop(request.row, ()):
-            self._schedule(row, time + delay)
+        else:
+            self._follow(request.row, time)
 
-    def _open_rows(self) -> Iterator[tuple[float, int, int, int, int]]:
-        """(arrival, row, prompt, output, priority) of the rows that come at their own time."""
+    def _own_time(self) -> Iterator[Row]:
+        """Rows that wait for nothing, turned into Python numbers a chunk at a time."""
         trace = self.trace
         for start in range(0, len(trace), CHUNK):
             part = slice(start, start + CHUNK)
-            stop = min(start + CHUNK, len(trace))
-            priority = [0] * (stop - start) if trace.priority is None else trace.priority[part].tolist()
-            rows = zip(
-                trace.arrival[part].tolist(),
-                range(start, stop),
-                trace.prompt_tokens[part].tolist(),
-                trace.output_tokens[part].tolist(),
-                priority,
+            rows = np.arange(start, min(start + CHUNK, len(trace)))
+            if trace.think_time is not None and self._users is None:
+                rows = rows[np.isnan(trace.think_time[part])]
+            if self._progress is not None and len(rows):
+                self._progress(float(trace.arrival[rows[0]]), start, len(trace))
+            yield from zip(
+                trace.arrival[rows].tolist(),
+                rows.tolist(),
+                trace.prompt_tokens[rows].tolist(),
+                trace.output_tokens[rows].tolist(),
+                [0] * len(rows) if trace.priority is None else trace.priority[rows].tolist(),
+                self._skip[rows].tolist(),
                 strict=True,
             )
-            if self._users is None and trace.think_time is not None:
-                waits = (~np.isnan(trace.think_time[part])).tolist()
-                rows = (row for row, follows in zip(rows, waits, strict=True) if not follows)  # type: ignore[assignment]
-            yield from rows
 
-    def _arrive(self, event: Event) -> None:
+    def _arrive(self, _: Event) -> None:
         current = self._next
         assert current is not None
         time = current[0]
-        rows = self._rows
         while current is not None and current[0] <= time:
-            _, row, prompt, output, priority = current
-            table = self._table(row) if self._ids is not None else None
-            self.deliver(Request(row, time, prompt, output, priority, table), time)
-            current = next(rows, None)
+            _, row, prompt, output, priority, skipped = current
+            if skipped:
+                self._follow(row, time)
+            else:
+                table = None if self._prefix is None else self._table(row)
+                self.deliver(Request(row, time, prompt, output, priority, table), time)
+            current = next(self._rows, None)
         self._next = current
         if current is not None:
             self.clock.at(current[0], ARRIVAL, self._arrive)
 
     def _table(self, row: int) -> BlockTable:
-        blocks = self._ids
+        blocks = self._prefix
         assert blocks is not None
-        begin, end = int(blocks.offsets[row]), int(blocks.offsets[row + 1])
+        begin, end = blocks.offsets[row], blocks.offsets[row + 1]
         return BlockTable(blocks.ids[begin + self._stride - 1 : end : self._stride].tolist())
 
+    def _follow(self, row: int, time: float) -> None:
+        for follower, delay in self._followers.pop(row, ()):
+            self._schedule(follower, time + delay)
+
     def _enter_next(self, time: float) -> None:
-        current = next(self._rows, None)
+        current = next((row for row in self._rows if not row[5]), None)
         if current is not None:
             self._schedule(current[1], time)
 
     def _schedule(self, row: int, time: float) -> None:
+        """Let a row that waited enter at ``time``."""
         trace = self.trace
 
         def enter(_: Event) -> None:
             self.arrival[row] = time
+            if self._skip[row]:
+                self._follow(row, time)
+                return
             priority = 0 if trace.priority is None else int(trace.priority[row])
-            table = self._table(row) if self._ids is not None else None
-            request = Request(row, time, int(trace.prompt_tokens[row]), int(trace.output_tokens[row]), priority, table)
-            self.deliver(request, time)
+            table = None if self._prefix is None else self._table(row)
+            prompt, output = int(trace.prompt_tokens[row]), int(trace.output_tokens[row])
+            self.deliver(Request(row, time, prompt, output, priority, table), time)
 
         self.clock.at(time, ARRIVAL, enter)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import inf
 
-from simulator.cluster.arrivals import Arrivals
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.cluster.arrivals import Arrivals, Progress
 from simulator.cluster.clock import ARRIVAL, Clock
 from simulator.cluster.replica import Replica
 from simulator.core.errors import ScenarioError
@@ -14,11 +16,9 @@ from simulator.kv.pool import BlockPool
 from simulator.kv.prefix import PrefixCache
 from simulator.replica.engine import Engine, Observer
 from simulator.replica.recorder import Recorder
-from simulator.replica.records import SimulationRecords, Status
+from simulator.replica.records import SimulationRecords
 from simulator.scheduling import POLICIES, EngineArgs, EngineState, Request
 from traces.trace import Trace
-
-Progress = Callable[[float, int, int], None]  # (simulated seconds, requests that arrived, requests in the trace)
 
 
 def make_state(args: EngineArgs, num_gpu_blocks: int, cost: StepCost, trace: Trace, *, grows: bool) -> EngineState:
@@ -37,6 +37,15 @@ def make_state(args: EngineArgs, num_gpu_blocks: int, cost: StepCost, trace: Tra
             )
         unit = max(tokens // args.block_size, 1)
     return EngineState(args, PrefixCache(usable, args.block_size, unit), window=cost.sliding_window, grows=grows)
+
+
+def _never_fits(trace: Trace, capacity: int, max_model_len: int) -> NDArray[np.bool_]:
+    """Rows no engine could serve: longer than the model's limit, or than the whole KV cache.
+
+    The last token needs no KV of its own. vLLM answers such requests with an error when they arrive.
+    """
+    longest = min(capacity + 1, max_model_len) if max_model_len else capacity + 1
+    return np.asarray(trace.prompt_tokens + trace.output_tokens > longest)
 
 
 def simulate(
@@ -67,31 +76,16 @@ def simulate(
     policy = POLICIES.get(args.policy)(args)
     state = make_state(args, num_gpu_blocks, cost, trace, grows=policy.grows)
     recorder = Recorder(len(trace))
-    capacity = state.pool.num_blocks * args.block_size
-    longest = min(capacity + 1, max_model_len) if max_model_len else capacity + 1  # the last token needs no KV
-    arrived = 0
-    report_every = max(len(trace) // 200, 1)
-
-    def deliver(request: Request, now: float) -> None:
-        nonlocal arrived
-        arrived += 1
-        if progress is not None and arrived % report_every == 0:
-            progress(now, arrived, len(trace))
-        row = request.row
-        if request.prompt_tokens + request.output_tokens > longest:
-            recorder.status[row] = Status.REJECTED
-            arrivals.finished(request, now)
-            return
-        recorder.replica[row] = 0
-        replica.receive(request, now)
-
+    rejected = _never_fits(trace, state.pool.num_blocks * args.block_size, max_model_len)
+    recorder.reject(rejected)
     arrivals = Arrivals(
         clock,
         trace,
-        deliver,
+        skip=rejected,
         users=closed_loop_users,
         block_size=args.block_size,
-        use_prefix=args.enable_prefix_caching and trace.prefix is not None,
+        use_prefix=args.enable_prefix_caching,
+        progress=progress,
     )
     engine = Engine(
         state,
@@ -104,7 +98,7 @@ def simulate(
         observer=observer,
     )
     replica = Replica(clock, engine, watched=arrivals.has_feedback)
-    arrivals.start()
+    arrivals.start(replica.receive)
     if horizon_s is None:
         clock.run()
     else:

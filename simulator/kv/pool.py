@@ -13,24 +13,27 @@ class BlockPool:
     vLLM keeps one block back as the null block, so a replica with ``num_gpu_blocks`` offers one less.
     """
 
-    __slots__ = ("block_size", "free", "num_blocks")
+    __slots__ = ("block_size", "cached", "free", "num_blocks")
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.free = num_blocks
+        self.cached = 0  # free blocks that still hold a reusable prefix
 
     def take(self, count: int) -> None:
         """Take ``count`` blocks. Raises ``RuntimeError`` when there are not as many."""
-        if count > self.free:
+        free = self.free - count
+        if free < 0:
             raise RuntimeError(f"{count} blocks asked for, {self.free} free: callers check before they take")
-        self.free -= count
+        self.free = free
+        if self.cached > free:  # blocks without content are used first
+            self.evict(self.cached - free)
+
+    def evict(self, count: int) -> None:
+        """Forget the content of ``count`` free blocks."""
+        self.cached -= count
 
     def give_back(self, count: int) -> None:
         """Return ``count`` blocks with nothing worth keeping in them."""
         self.free += count
-
-    @property
-    def cached(self) -> int:
-        """Free blocks that still hold a reusable prefix."""
-        return 0

@@ -64,21 +64,16 @@ NO_HIT = Hit([], 0, 0)
 class PrefixCache(BlockPool):
     """A block pool whose free blocks keep their content until they are needed."""
 
-    __slots__ = ("_cached", "_index", "_order", "unit")
+    __slots__ = ("_index", "_order", "unit")
 
     def __init__(self, num_blocks: int, block_size: int, unit: int = 1) -> None:
         """unit: engine blocks per id of ``BlockTable.ids``."""
         super().__init__(num_blocks, block_size)
         self.unit = unit
-        self._cached = 0  # free blocks with content
         self._index: dict[int, Run | list[Run]] = {}  # id -> instances, oldest first
         order = Run((), 0, 0, set())  # sentinel (its ids are not ANONYMOUS) of the eviction order: order.next is evicted first
         order.next = order.previous = order
         self._order = order
-
-    @property
-    def cached(self) -> int:
-        return self._cached
 
     # -- lookup ------------------------------------------------------------------------------------------------
 
@@ -139,7 +134,7 @@ class PrefixCache(BlockPool):
             if not part.holders:
                 self._unlink(part)
                 count = part.hi - part.lo
-                self._cached -= count
+                self.cached -= count
                 self.free -= count
             part.holders.add(table)
             table.runs.append(part)
@@ -166,16 +161,9 @@ class PrefixCache(BlockPool):
 
     # -- allocation and caching --------------------------------------------------------------------------------
 
-    def take(self, count: int) -> None:
-        free = self.free - count
-        if free < 0:
-            raise RuntimeError(f"{count} blocks asked for, {self.free} free: callers check before they take")
-        self.free = free
-        if self._cached > free:  # blocks without content are used first, then the least recently used content
-            self._evict(self._cached - free)
-
-    def _evict(self, count: int) -> None:
-        self._cached -= count
+    def evict(self, count: int) -> None:
+        """Forget the least recently used content."""
+        self.cached -= count
         unit = self.unit
         while True:
             run = self._order.next
@@ -244,7 +232,7 @@ class PrefixCache(BlockPool):
         """
         self.free += blocks
         if table is None:
-            self._cached += full_blocks
+            self.cached += full_blocks
             last = self._order.previous
             assert last is not None
             if last.ids is ANONYMOUS:
@@ -255,14 +243,14 @@ class PrefixCache(BlockPool):
         runs = table.runs
         held = runs[-1].hi if runs else 0
         if full_blocks > held:
-            self._cached += full_blocks - held
+            self.cached += full_blocks - held
             self._append_own(table, held, full_blocks, returns=returns)
         for run in reversed(runs):
             run.holders.discard(table)
             if run.holders:
                 self.free -= run.hi - run.lo  # others still hold them
             else:
-                self._cached += run.hi - run.lo
+                self.cached += run.hi - run.lo
                 self._link_after(run, self._order.previous)
         table.runs = []
         if not returns:

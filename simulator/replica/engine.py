@@ -42,9 +42,9 @@ class Engine:
     __slots__ = (
         "_begin",
         "_bounded",
+        "_curve",
         "_exact",
-        "_first",
-        "_increment",
+        "_half",
         "_index",
         "_lead",
         "_pending",
@@ -96,8 +96,8 @@ class Engine:
         self._sequential = sequential
         self._lead = 1 if state.args.async_scheduling else 0
         self._pending = 0  # steps of the span in flight that are planned but not applied
-        # The span: step k (from 1) ends at _begin + k * _first + _increment * k * (k - 1) / 2.
-        self._begin = self._first = self._increment = 0.0
+        # The span: step k (from 1) ends at _begin + k * (_half + _curve * k), so it lasts _half + _curve * (2 k - 1).
+        self._begin = self._half = self._curve = 0.0
         self._steps_done = 0  # of the span, applied
         self._bounded = 0  # steps for which the price holds
         self._version = -1  # batch for which the span was priced; -1: none
@@ -124,12 +124,39 @@ class Engine:
         """``wake_time`` has come: apply what ran, let finished requests go, plan what runs next."""
         if self._pending:
             self._apply()
-        releasing = self.state.releasing
+        state = self.state
+        releasing = state.releasing
         if releasing and releasing[0][0] <= now:
             self._release(now)
         if self.observer is not None:
-            self.observer.settled(now, self.state)
-        self._plan(now)
+            self.observer.settled(now, state)
+        schedule = self.policy.schedule
+        while True:
+            begin = self.busy_until
+            if begin < now:
+                begin = now
+            step = schedule(state)
+            if step is DECODE:
+                if self.observer is not None:
+                    self.observer.planned(now, begin, step, state)
+                wake = self._span(begin)
+            elif step is None or not (step.decodes or step.chunks):
+                if step is not None:
+                    self._record_moves(step, now)
+                    if begin == now:
+                        continue  # everybody running gave way: somebody waiting fits now
+                self._version = -1
+                self.wake_time = begin if begin > now else inf
+                return
+            else:
+                if self.observer is not None:
+                    self.observer.planned(now, begin, step, state)
+                wake = self._mixed(step, begin, now)
+            self.wake_time = wake
+            if wake > now or not self._lead:
+                return
+            if self._pending:  # the pipeline was empty: plan the second step at once
+                self._apply()
 
     def _release(self, now: float) -> None:
         """Let the requests go whose last step has ended."""
@@ -161,42 +188,8 @@ class Engine:
 
     # -- planning ----------------------------------------------------------------------------------------------
 
-    def _plan(self, now: float) -> None:
-        state = self.state
-        schedule = self.policy.schedule
-        lead = self._lead
-        while True:
-            begin = self.busy_until
-            if begin < now:
-                begin = now
-            step = schedule(state)
-            if step is None or not (step.decodes or step.chunks):
-                self._version = -1
-                if step is not None:
-                    self._record_moves(step, now)
-                if begin > now:
-                    self.wake_time = begin
-                    return
-                if step is not None:
-                    continue  # everybody running gave way: somebody waiting fits now
-                self.wake_time = inf
-                return
-            if self.observer is not None:
-                self.observer.planned(now, begin, step, state)
-            if step is DECODE:
-                steps = self._pending = self._span(begin)
-                wake = self._end(self._steps_done + steps - lead)
-            else:
-                self._mixed(step, begin, now)
-                wake = begin if lead else self.busy_until
-            self.wake_time = wake
-            if wake > now or not lead:
-                return
-            if self._pending:  # the pipeline was empty: plan the second step at once
-                self._apply()
-
-    def _span(self, begin: float) -> int:
-        """Price the coming decode steps; returns how many of them to run."""
+    def _span(self, begin: float) -> float:
+        """Price the coming decode steps and decide how many of them to run; returns when to plan again."""
         state = self.state
         done = self._steps_done
         if self._version != state.batch_version or done >= self._bounded:
@@ -204,61 +197,74 @@ class Engine:
                 self._close_row()
             batch = state.num_decodes
             context = state.computed_sum + batch
-            self._first, self._increment, self._bounded = self.cost.decode(
-                batch, context, state.windowed_sum if state.window is not None else 0, state.growing
-            )
+            windowed = 0 if state.window is None else state.windowed_sum
+            first, increment, self._bounded = self.cost.decode(batch, context, windowed, state.growing)
+            self._curve = curve = increment * 0.5
+            self._half = first - curve
             self._begin = begin
             self._steps_done = done = 0
             self._version = state.batch_version
             self._exact = [begin] if self._sequential else None
             self._row = (context, batch, len(state.waiting), len(state.running))
         if self._step_mode or (state.releasing and (self.eager or state.waiting)):
-            return 1
-        run = state.longest_run()
-        bounded = self._bounded - done
-        return run if run < bounded else bounded
+            run = 1
+        else:
+            run = state.longest_run()
+            if run > self._bounded - done:
+                run = self._bounded - done
+        self._pending = run
+        last = done + run - self._lead
+        if self._exact is not None:
+            return self._end(last)
+        return self._begin + last * (self._half + self._curve * last)
 
     def _end(self, step: int) -> float:
         """When step ``step`` of the span ends (0: when the span begins)."""
         exact = self._exact
         if exact is None:
-            return self._begin + step * self._first + self._increment * (step * (step - 1) // 2)
+            return self._begin + step * (self._half + self._curve * step)
         while len(exact) <= step:
-            exact.append(exact[-1] + self._first)
+            exact.append(exact[-1] + self._half)
         return exact[step]
 
     def _cut(self, now: float) -> bool:
         """Shorten the span so that an arrival at ``now`` is seen at the next step it can join."""
-        half = self._first - self._increment / 2
+        half, curve = self._half, self._curve
         elapsed = now - self._begin
-        root = half + sqrt(max(half * half + 2 * self._increment * elapsed, 0.0))
         at_least = self._steps_done + 1 - self._lead
-        step = int(2 * elapsed / root) if root > 0 else at_least
+        step = int(2 * elapsed / (half + sqrt(half * half + 4 * curve * elapsed))) + 1 if elapsed > 0 else 0
         if step < at_least:
             step = at_least
-        while self._end(step) < now:  # the formula is a float; the step ends themselves decide
+        wake = self._end(step)
+        while wake < now:  # the formula is a float; the step ends themselves decide
             step += 1
-        while step > at_least and self._end(step - 1) >= now:
+            wake = self._end(step)
+        while step > at_least and (earlier := self._end(step - 1)) >= now:
             step -= 1
+            wake = earlier
         steps = step - self._steps_done + self._lead
         if steps >= self._pending:
             return False
         self._pending = steps
-        self.wake_time = self._end(step)
+        self.wake_time = wake
         return True
 
     def _apply(self) -> None:
         """The pending steps of the span have been computed (or, the last one, are in flight)."""
         state = self.state
         self._steps_done = done = self._steps_done + self._pending
-        self.busy_until = self.last_token_time = end = self._end(done)
+        if self._exact is None:
+            end = self._begin + done * (self._half + self._curve * done)
+        else:
+            end = self._end(done)
+        self.busy_until = self.last_token_time = end
         if state.advance(self._pending):
             for request in state.ended():
                 state.releasing.append((end, request))
         self._pending = 0
 
-    def _mixed(self, step: Step, begin: float, now: float) -> None:
-        """Price and apply one step that is not a plain decode step."""
+    def _mixed(self, step: Step, begin: float, now: float) -> float:
+        """Price and apply one step that is not a plain decode step; returns when to plan again."""
         if self._row is not None:
             self._close_row()
         self._version = -1
@@ -310,6 +316,7 @@ class Engine:
                 len(step.preempted),
             )
         )
+        return begin if self._lead else end
 
     def _record_moves(self, step: Step, now: float) -> None:
         """Write down who was admitted and who was preempted."""
@@ -350,7 +357,7 @@ class Engine:
         context, batch, waiting, running = self._row
         self._row = None
         if self._steps_done:
-            first, increment = self._first, self._increment
+            first, increment = self._half + self._curve, 2 * self._curve
             free = self.state.pool.free
             self._recorder.spans.extend(
                 (self._begin, first, increment, context, self._steps_done, batch, waiting, running, free)

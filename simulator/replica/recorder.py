@@ -43,10 +43,16 @@ class Recorder:
         self.cached = array("i", [0]) * n
         self.preemptions = array("i", [0]) * n
         self.status = array("b", [Status.IN_FLIGHT]) * n
-        self.replica = array("h", [-1]) * n
+        self.replica = array("h", [0]) * n
         self.extra_ranges: list[tuple[int, int, int, float]] = []
         self.spans = array("d")  # rows of SPAN: steps without prefill
         self.mixed = array("d")  # rows of MIXED: single steps of any kind
+
+    def reject(self, rows: NDArray[np.bool_]) -> None:
+        """Requests that never reach a replica."""
+        for row in np.flatnonzero(rows).tolist():
+            self.status[row] = Status.REJECTED
+            self.replica[row] = -1
 
     def steps(self, replica: int = 0) -> StepRecords:
         """Span and single-step rows of one replica, in order of time."""

@@ -126,13 +126,9 @@ class EngineState:
         if hit is not NO_HIT:
             assert isinstance(self.pool, PrefixCache) and request.table is not None
             self.pool.hold(request.table, hit)
-        self.start(request, hit.blocks * self.block_size, step)
-
-    def start(self, request: Request, computed: int, step: Step) -> None:
-        """The request joins the running batch with ``computed`` tokens of KV already there."""
         request.order = self.admissions
         self.admissions += 1
-        request.computed = request.cached_tokens = computed
+        request.computed = request.cached_tokens = hit.blocks * self.block_size
         self.running[request] = None
         self.prefilling[request] = None
         step.admitted.append(request)
@@ -230,7 +226,7 @@ class EngineState:
         run = last_step - self.token_steps
         if self._crossings:
             run = min(run, self._next_crossing() - self.token_steps)
-        free = self.pool.free if self._grows else 1 << 60
+        free = self.pool.free
         if (run // self.block_size + 1) * self.num_decodes > free and self.blocks_over(run) > free:
             low = 1
             while low < run:
@@ -266,7 +262,7 @@ class EngineState:
                 self.pool.take(blocks)
         self.token_steps = done = self.token_steps + steps
         self.computed_sum += steps * self.num_decodes
-        if self.window is not None:
+        if self.growing:
             self._window_sum += steps * self.growing
             self._cross()
         return self._ends[0][0] <= done

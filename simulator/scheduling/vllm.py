@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from simulator.kv.prefix import NO_HIT
 from simulator.scheduling.args import EngineArgs
 from simulator.scheduling.policy import POLICIES
 from simulator.scheduling.queues import PriorityQueue
@@ -55,7 +56,7 @@ class Vllm:
         if not prefilling and not (waiting and budget):
             return DECODE if decodes else None
         step = Step(decodes=decodes > 0)
-        threshold = self._threshold(state)
+        threshold = self._threshold(state) if self.threshold else 0
         if prefilling:
             chunks = self._chunks(state, budget, threshold)
             if chunks is None:
@@ -64,7 +65,8 @@ class Vllm:
                 state.chunk(request, tokens, step)
                 budget -= tokens
         if waiting and budget:
-            pool.take(ahead)  # running requests take theirs first: it may evict what a waiting one would hit
+            if ahead:  # running requests take theirs first: it may evict what a waiting one would hit
+                pool.take(ahead)
             self._admit(state, step, budget, threshold)
             pool.free += ahead  # taken again as the step is applied
         if step.chunks:
@@ -73,7 +75,7 @@ class Vllm:
 
     def _threshold(self, state: EngineState) -> int:
         """``long_prefill_token_threshold``, unless there is nobody else to starve."""
-        return self.threshold if self.threshold and len(state.running) + len(state.waiting) > 1 else 0
+        return self.threshold if len(state.running) + len(state.waiting) > 1 else 0
 
     def _chunks(self, state: EngineState, budget: int, threshold: int) -> list[tuple[Request, int]] | None:
         """Chunks of the running prompts when everybody gets a turn: blocks suffice and no decode comes after a prompt
@@ -104,7 +106,7 @@ class Vllm:
         size = state.block_size
         while budget > 0 and waiting and len(state.running) < self.max_num_seqs:
             request = waiting[0]
-            hit = state.hit(request)
+            hit = state.hit(request) if request.table is not None else NO_HIT
             target = request.target
             computed = hit.blocks * size
             tokens = target - computed
