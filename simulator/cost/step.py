@@ -20,6 +20,7 @@ EXACT_TOKENS = 512  # up to here every token count has its own price; beyond, pr
 GRID_TOKENS = 128  # between multiples of this, where matrix times are straight lines but for their tiles
 
 V = TypeVar("V")
+_line = tuple.__new__  # a Line without the call to its Python constructor, for the hot path
 
 
 class Table(dict[int, V], Generic[V]):
@@ -101,17 +102,17 @@ class OperatorCost:
         kinds: Counter[AttentionShape] = Counter()
         for layer, count in self._layers.items():
             kinds[attention_shape(layer.attention, p.tp, p.kv_dtype, p.dtype_bytes)] += count
-        self._shapes = tuple(kinds.items())
-        chunk_prices = [(n, self.operators.prefill_attention(s)) for s, n in self._shapes]
-        self._chunk = _weighted(chunk_prices)
-        self._prefill_launch = sum(n * self.operators.prefill_launch(s) for s, n in self._shapes)
+        self.attention_shapes = tuple(kinds.items())
+        chunk_prices = [(n, self.operators.prefill_attention(s)) for s, n in self.attention_shapes]
+        self._chunk_times, self._chunk = _weighted(chunk_prices)
+        self._prefill_launch = sum(n * self.operators.prefill_launch(s) for s, n in self.attention_shapes)
         self._kernels = sum(n * self._kernels_of(x) for x, n in self._layers.items()) + 4
         self._by_tokens: Table[float] = Table(self._tokens_seconds)
         self._by_sampled: Table[float] = Table(lambda n: _seconds(self.sampled_entries(n)))
         self._by_decodes: Table[Decode] = Table(self._decode_entry)
         self._mixed_decode: Table[tuple[Curve, Curve]] = Table(self._attention_curves)
         self._mixed_gpu: Table[float] = Table(self._mixed_tokens)
-        self._serial: Table[float] = Table(self.overhead.serial_s)
+        self._cpu: Table[tuple[float, float]] = Table(self._mixed_cpu)
 
     # -- operators of a step ------------------------------------------------------------------------------------
 
@@ -161,7 +162,7 @@ class OperatorCost:
         size = tokens * (2.0 * rotated + shape.bytes_per_context)
         entries = [Entry("rope_and_cache", 1, self.operators.elementwise(size, 2))]
         for linear in self._linears[layer]:
-            if linear.role in ("mlp", "shared_expert") and linear.name != "down_proj":
+            if linear.role in ("mlp", "shared_expert") and not linear.name.endswith("down_proj"):
                 moved = tokens * linear.out_features * 1.5 * p.dtype_bytes
                 entries.append(Entry("activation", 1, self.operators.elementwise(moved, 1)))
         return entries
@@ -199,7 +200,7 @@ class OperatorCost:
         """All attention layers of a decode batch: over whole contexts, over contexts clipped to the window."""
         full: list[tuple[int, Curve]] = []
         windowed: list[tuple[int, Curve]] = []
-        for shape, count in self._shapes:
+        for shape, count in self.attention_shapes:
             curve = self.operators.decode_attention(shape, num_decodes)
             (full if shape.window is None else windowed).append((count, curve))
         return sum_curves(full), sum_curves(windowed)
@@ -218,6 +219,12 @@ class OperatorCost:
     def _mixed_tokens(self, tokens: int) -> float:
         return self._by_tokens[self.overhead.padded(tokens)] + self._prefill_launch
 
+    def _mixed_cpu(self, num_sequences: int) -> tuple[float, float]:
+        """With a prefill aboard, attention runs outside the graphs; its Python costs about as much as launching all the
+        other kernels does above the graph sizes; both count the same (assumption).
+        """
+        return self.overhead.serial_s(num_sequences), self.overhead.floor_s(num_sequences, self._kernels)
+
     # -- StepCost -----------------------------------------------------------------------------------------------
 
     def decode(self, num_decodes: int, context: int, windowed: int, growing: int) -> Line:
@@ -228,7 +235,7 @@ class OperatorCost:
         gpu = base + slope * context + windowed_slope * windowed
         increment = slope * num_decodes + windowed_slope * growing
         if gpu >= floor:
-            return Line(serial + gpu, increment, FOREVER)
+            return _line(Line, (serial + gpu, increment, FOREVER))
         return Line(serial + floor, 0.0, int((floor - gpu) / increment) + 1 if increment > 0.0 else FOREVER)
 
     def _bending(self, num_decodes: int, context: int, windowed: int, growing: int) -> Line:
@@ -260,7 +267,7 @@ class OperatorCost:
         for new, computed in chunks:
             tokens += new
             seconds += chunk(new, computed)
-        seconds += self._mixed_gpu[tokens] + self._by_sampled[num_sampled]
+        seconds = seconds * self._chunk_times + self._mixed_gpu[tokens] + self._by_sampled[num_sampled]
         if num_decodes:
             full, wind = self._mixed_decode[num_decodes]
             if full.knots or wind.knots:
@@ -268,17 +275,16 @@ class OperatorCost:
             else:
                 seconds += full.base[0] + full.slope[0] * context + wind.base[0] + wind.slope[0] * windowed
         sequences = num_decodes + len(chunks)
-        floor = self.overhead.floor_s(sequences, self._kernels)
-        return self._serial[sequences] + (seconds if seconds > floor else floor)  # noqa: FURB136 - the hot path; max() costs a call
+        serial, floor = self._cpu[sequences]
+        return serial + (seconds if seconds > floor else floor)  # noqa: FURB136 - the hot path; max() costs a call
 
 
 def _seconds(entries: Sequence[Entry]) -> float:
     return sum(e.times * e.price.seconds for e in entries)
 
 
-def _weighted(prices: Sequence[tuple[int, ChunkSeconds]]) -> ChunkSeconds:
-    """Sum over kinds of attention layers."""
+def _weighted(prices: Sequence[tuple[int, ChunkSeconds]]) -> tuple[int, ChunkSeconds]:
+    """Sum over kinds of attention layers, as a multiple of one function."""
     if len(prices) == 1:
-        count, only = prices[0]
-        return lambda new, computed: count * only(new, computed)
-    return lambda new, computed: sum([n * f(new, computed) for n, f in prices])
+        return prices[0]
+    return 1, lambda new, computed: sum([n * f(new, computed) for n, f in prices])

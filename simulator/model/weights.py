@@ -109,9 +109,12 @@ def _latent_linears(a: LatentAttention, hidden: int, tp: int, model: str) -> tup
 
 def mlp_linears(m: Mlp, hidden: int, tp: int, model: str, role: Role = "mlp") -> tuple[Linear, ...]:
     inner = shard(m.intermediate_size, tp, "intermediate_size", model)
+    shared = "shared_" if role == "shared_expert" else ""
     return (
-        Linear("gate_up_proj" if m.gated else "up_proj", role, inner * (2 if m.gated else 1), hidden, m.bias),
-        Linear("down_proj", role, hidden, inner, m.bias),
+        Linear(
+            shared + ("gate_up_proj" if m.gated else "up_proj"), role, inner * (2 if m.gated else 1), hidden, m.bias
+        ),
+        Linear(shared + "down_proj", role, hidden, inner, m.bias),
     )
 
 
