@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -17,20 +18,24 @@ CATALOGUE = Path(__file__).with_name("catalogue.yaml")
 
 
 @cache
+def _rows() -> Mapping[str, dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = yaml.safe_load(CATALOGUE.read_text(encoding="utf-8"))
+    return rows
+
+
+@cache
 def models() -> Mapping[str, Model]:
     """The catalogue by hub name, in the order of the file."""
-    rows = yaml.safe_load(CATALOGUE.read_text(encoding="utf-8"))
     return {
         name: from_config(row, name, row.get("source", f"config.json of huggingface.co/{name}"))
-        for name, row in rows.items()
+        for name, row in _rows().items()
     }
 
 
 @cache
 def _by_key() -> Mapping[str, Model]:
-    rows = yaml.safe_load(CATALOGUE.read_text(encoding="utf-8"))
     keys: dict[str, Model] = {}
-    for name, row in rows.items():
+    for name, row in _rows().items():
         for alias in (name, *row.get("aliases", ())):
             # A published format is part of the name: ...-Instruct-FP8 is not ...-Instruct.
             for spelling in {alias, alias + "-Instruct"}:
