@@ -30,4 +30,4 @@ def check(
         return
     memory = setup.memory
     text = f"{scenario}: fine. {setup.model.name} on {setup.num_gpus} x {setup.gpu.name}: "
-    out().print(text + f"{memory.kv_cache_tokens:,} tokens of KV cache.", markup=False, soft_wrap=True)
+    out().print(text + f"{memory.kv_tokens:,} tokens of KV cache.", markup=False, soft_wrap=True)

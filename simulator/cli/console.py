@@ -12,7 +12,7 @@ from rich.table import Table
 from simulator.core.errors import UserError
 
 # Width of tables where output is not a terminal: whole, for a pipe or a log.
-PIPE_WIDTH = 120
+PIPE_WIDTH = 160
 
 
 def out() -> Console:
@@ -45,11 +45,21 @@ def print_rows(
     """A table with one line per mapping; numbers to the right. Columns: those of the first row unless named."""
     names = list(columns if columns is not None else (rows[0] if rows else ()))
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    for name in names:
+    for position, name in enumerate(names):
         numeric = all(isinstance(row.get(name), int | float | None) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=position == 0)
     for row in rows:
         table.add_row(*(cell(row.get(name)) for name in names))
+    out().print(table)
+
+
+def print_fields(row: Mapping[str, object]) -> None:
+    """One mapping as lines of name and value, in full."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, value in row.items():
+        table.add_row(name, cell(value))
     out().print(table)
 
 

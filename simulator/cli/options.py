@@ -13,3 +13,6 @@ Settings = Annotated[
     typer.Option("--set", metavar="PATH=VALUE", help="Override a field, e.g. engine.max_num_seqs=64. Repeatable."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Dtype = Annotated[str, typer.Option(help="Type of weights and activations.")]
+Quantization = Annotated[str | None, typer.Option(help="Weight quantization: fp8, int8, int4, mxfp4, nvfp4.")]
+KvCacheDtype = Annotated[str, typer.Option(help="Type of the KV cache.")]

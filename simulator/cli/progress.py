@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
+from typing import Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -32,7 +33,7 @@ class SimulationProgress:
         self._task: TaskID | None = None
         self._begin = self._last = 0.0
 
-    def __enter__(self) -> SimulationProgress:
+    def __enter__(self) -> Self:
         self._bar.start()
         self._task = self._bar.add_task(self._title, total=None, simulated="")
         self._begin = time.perf_counter()

@@ -27,9 +27,9 @@ def run(
     from simulator.cli.progress import SimulationProgress
     from simulator.cli.summary import print_summary
     from simulator.scenario.load import anchored, located
+    from simulator.scenario.result import check_folder
     from simulator.scenario.run import run as simulate
     from simulator.scenario.source import override, read_source
-    from simulator.scenario.write import check_folder, write
 
     source = override(read_source(scenario), settings or [])
     experiment = anchored(source)
@@ -38,17 +38,16 @@ def run(
     with located(source):
         with SimulationProgress(str(experiment.name)) as progress:
             result = simulate(experiment, seed, progress=progress)
-        written = write(
-            result,
+        written = result.write(
             folder,
-            report=report and experiment.output.report,
-            perfetto=perfetto or experiment.output.perfetto,
-            steps="all" if steps else experiment.output.steps,
+            report=None if report else False,
+            perfetto=True if perfetto else None,
+            steps="all" if steps else None,
         )
     if as_json:
         print_json(result.summary)
         return
     print_summary(result)
     console = out()
-    name = written.get("report.html", folder)
-    console.print(f"\nReport:  {name}" if report else f"\nResults: {name}", markup=False, soft_wrap=True)
+    page = written.get("report.html")
+    console.print(f"\nReport: {page}" if page else f"\nResults: {folder}", markup=False, soft_wrap=True)

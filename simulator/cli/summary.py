@@ -11,7 +11,7 @@ from simulator.cli.console import out
 from simulator.core.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
-    from simulator.scenario.run import Result
+    from simulator.scenario.result import Result
 
 LATENCIES = {
     "ttft_s": "TTFT",
@@ -79,7 +79,7 @@ def facts(result: Result) -> list[tuple[str, str]]:
     if slo is not None:
         limits = ", ".join(f"{name.upper()} <= {format_seconds(limit)}" for name, limit in slo["limits_s"].items())
         lines.append(("SLO", f"{_percent(slo['attainment'])} of requests meet {limits} ({slo['name']})"))
-        lines.append(("goodput", f"{_n(slo['goodput_request_per_s'])} requests/s"))
+        lines.append(("goodput", f"{_n(summary['goodput_request_per_s'])} requests/s"))
     if cost is not None:
         each = cost["usd_per_million_output_tokens"]
         lines.append(("cost", f"${_n(each)} per million output tokens at ${cost['usd_per_hour']:.2f}/h"))

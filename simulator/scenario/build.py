@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from simulator.core.random import streams
-from simulator.cost.interface import StepCost
 from simulator.cost.defaults import batch_defaults, engine_overhead
 from simulator.cost.memory import MemoryPlan, memory_plan
-from simulator.cost.placement import Deployment
 from simulator.cost.roofline import RooflineCost
 from simulator.hardware.gpu import Gpu, gpu
 from simulator.metrics.slo import Slo, slo_preset
@@ -33,60 +31,88 @@ class Setup:
     gpu: Gpu
     num_gpus: int
     memory: MemoryPlan
+    num_gpu_blocks: int  # of the engine, see ``engine_blocks``
     args: EngineArgs
-    cost: StepCost
+    cost: RooflineCost
     slo: Slo | None
     usd_per_hour: float | None  # of all GPUs together; None: no price known
 
 
 def build(scenario: Scenario) -> Setup:
     """Raises UserErrors whose ``where`` names the field of the scenario."""
-    served = build_model(scenario.model)
+    spec, engine = scenario.model, scenario.engine
+    served = build_model(spec)
     with at("hardware.gpu"):
         card = gpu(scenario.hardware.gpu)
     args = engine_args(scenario, served, card)
     with at("engine.policy"):
         POLICIES.get(args.policy)
-    spec, engine = scenario.model, scenario.engine
-    deployment = Deployment(
-        tensor_parallel_size=engine.tensor_parallel_size,
-        pipeline_parallel_size=engine.pipeline_parallel_size,
-        enable_expert_parallel=engine.enable_expert_parallel,
-        dtype=spec.dtype,
-        quantization=spec.quantization,
-        kv_cache_dtype=spec.kv_cache_dtype,
-    )
-    overhead = engine_overhead(
-        card,
-        max_num_seqs=args.max_num_seqs,
-        max_num_batched_tokens=args.max_num_batched_tokens,
-        async_scheduling=args.async_scheduling,
-        enforce_eager=engine.enforce_eager,
-    )
     with at("model"):
-        memory = memory_plan(served, card, deployment, args)
-        cost = RooflineCost(served, card, deployment, overhead)
-    num_gpus = engine.tensor_parallel_size * engine.pipeline_parallel_size
+        memory = plan_memory(scenario, args, served, card)
+        cost = RooflineCost(
+            served,
+            card,
+            tensor_parallel_size=engine.tensor_parallel_size,
+            pipeline_parallel_size=engine.pipeline_parallel_size,
+            enable_expert_parallel=engine.enable_expert_parallel,
+            dtype=spec.dtype,
+            quantization=spec.quantization,
+            kv_cache_dtype=spec.kv_cache_dtype,
+            overhead=engine_overhead(
+                card,
+                max_num_seqs=args.max_num_seqs,
+                max_num_batched_tokens=args.max_num_batched_tokens,
+                async_scheduling=args.async_scheduling,
+                enforce_eager=engine.enforce_eager,
+            ),
+        )
     each = scenario.hardware.price_per_gpu_hour
     each = card.price_per_hour if each is None else each
     return Setup(
         model=served,
         gpu=card,
-        num_gpus=num_gpus,
+        num_gpus=memory.num_gpus,
         memory=memory,
+        num_gpu_blocks=engine_blocks(memory, args.block_size),
         args=replace(args, max_model_len=memory.max_model_len),
         cost=cost,
         slo=build_slo(scenario.slo),
-        usd_per_hour=None if each is None else each * num_gpus,
+        usd_per_hour=None if each is None else each * memory.num_gpus,
     )
 
 
-def build_model(spec: ModelSpec) -> Model:
-    if spec.config is not None:
-        with at("model.config"):
-            return load_config(spec.config)
-    with at("model.name"):
-        return model(str(spec.name))
+def plan_memory(scenario: Scenario, args: EngineArgs, served: Model, card: Gpu) -> MemoryPlan:
+    """Where the GPU's memory goes. Raises HardwareError when the model does not fit, with what would."""
+    spec, engine = scenario.model, scenario.engine
+    return memory_plan(
+        served,
+        card,
+        tp=engine.tensor_parallel_size,
+        pp=engine.pipeline_parallel_size,
+        dtype=spec.dtype,
+        quantization=spec.quantization,
+        kv_cache_dtype=spec.kv_cache_dtype,
+        gpu_memory_utilization=args.gpu_memory_utilization,
+        max_num_batched_tokens=args.max_num_batched_tokens,
+        max_num_seqs=args.max_num_seqs,
+        block_size=args.block_size,
+        max_model_len=args.max_model_len,
+        num_gpu_blocks_override=args.num_gpu_blocks_override,
+        enable_expert_parallel=engine.enable_expert_parallel,
+        async_scheduling=args.async_scheduling,
+        enforce_eager=engine.enforce_eager,
+    )
+
+
+def engine_blocks(memory: MemoryPlan, block_size: int) -> int:
+    """KV blocks of the engine, whose pool has one block table per request.
+
+    Models that mix kinds of attention have several, which draw on one pool; they are given the tokens vLLM reports
+    as the size of their cache, and the null block.
+    """
+    if len(memory.layout.groups) == 1:
+        return memory.num_gpu_blocks
+    return memory.kv_tokens // block_size + 1
 
 
 def engine_args(scenario: Scenario, served: Model, card: Gpu) -> EngineArgs:
@@ -98,6 +124,14 @@ def engine_args(scenario: Scenario, served: Model, card: Gpu) -> EngineArgs:
     if spec.max_num_batched_tokens is None:
         given["max_num_batched_tokens"] = defaults.max_num_batched_tokens
     return EngineArgs(**given)
+
+
+def build_model(spec: ModelSpec) -> Model:
+    if spec.config is not None:
+        with at("model.config"):
+            return load_config(spec.config)
+    with at("model.name"):
+        return model(str(spec.name))
 
 
 def build_slo(spec: SloSpec | None) -> Slo | None:
@@ -118,6 +152,28 @@ def make_trace(workload: Workload, seed: int) -> Trace:
         with at(f"workload.transforms.{index}"):
             trace = _transformed(trace, step, seed, index)
     return trace
+
+
+def _transformed(trace: Trace, step: Transform, seed: int, index: int) -> Trace:
+    if step.scale_rate is not None:
+        return transforms.scale_rate(trace, step.scale_rate)
+    if step.to_rate is not None:
+        return transforms.to_rate(trace, step.to_rate)
+    if step.arrivals is not None:
+        rng = streams(seed).stream(f"transforms.{index}.arrivals")
+        return transforms.with_arrivals(trace, step.arrivals.build(), rng)
+    if step.window is not None:
+        return transforms.window(trace, step.window.start_s, step.window.end_s)
+    if step.sample is not None:
+        return transforms.sample(trace, step.sample, streams(seed).stream(f"transforms.{index}.sample"))
+    if step.repeat is not None:
+        return transforms.repeat(trace, step.repeat)
+    if step.clip is not None:
+        limits = step.clip
+        return transforms.clip_lengths(
+            trace, max_prompt_tokens=limits.max_prompt_tokens, max_output_tokens=limits.max_output_tokens
+        )
+    return trace.head(step.head or len(trace))
 
 
 def _source(workload: Workload, seed: int) -> Trace:

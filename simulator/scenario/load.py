@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from simulator.core.errors import UserError
-from simulator.scenario.config import Scenario
+from simulator.scenario.config import EngineSpec, HardwareSpec, ModelSpec, Scenario
 from simulator.scenario.source import Loader, Source, override, read_source
 from simulator.scenario.validate import adapter, validate
 
@@ -23,7 +23,8 @@ from simulator.scenario.validate import adapter, validate
 def load(path: str | Path, settings: Sequence[str] = ()) -> Scenario:
     """The scenario of a YAML file, with ``a.b=value`` overrides.
 
-    Paths in it become relative to the working directory; a missing name becomes the file's. Raises ScenarioError.
+    Paths in it (relative to the file, or to the working directory when given by ``settings``) become relative to the
+    working directory; a missing name becomes the file's. Raises ScenarioError.
     """
     return anchored(override(read_source(path), list(settings)))
 
@@ -34,16 +35,23 @@ def anchored(source: Source) -> Scenario:
     if scenario.name is None:
         stem = re.sub(r"[^\w.-]+", "-", Path(source.name).stem, flags=re.ASCII).strip("-.") or "scenario"
         scenario = replace(scenario, name=stem)
-    return with_paths(scenario, lambda path: os.path.normpath(source.folder / path))
+    return with_paths(scenario, lambda field, path: os.path.normpath(_folder(source, field) / path))
 
 
-def with_paths(scenario: Scenario, move: Callable[[str], str]) -> Scenario:
-    """The scenario with each path in it replaced by ``move(path)``."""
+def _folder(source: Source, field: str) -> Path:
+    """Paths in a file start at the file; paths on the command line where the user is."""
+    return Path() if source.where(tuple(field.split("."))).startswith("--set") else source.folder
+
+
+def with_paths(scenario: Scenario, move: Callable[[str, str], str]) -> Scenario:
+    """The scenario with each path in it replaced by ``move(field, path)``."""
     if scenario.workload.trace is not None:
-        trace = replace(scenario.workload.trace, path=move(scenario.workload.trace.path))
+        moved = move("workload.trace.path", scenario.workload.trace.path)
+        trace = replace(scenario.workload.trace, path=moved)
         scenario = replace(scenario, workload=replace(scenario.workload, trace=trace))
     if scenario.model.config is not None:
-        scenario = replace(scenario, model=replace(scenario.model, config=move(scenario.model.config)))
+        config = move("model.config", scenario.model.config)
+        scenario = replace(scenario, model=replace(scenario.model, config=config))
     return scenario
 
 
@@ -53,8 +61,18 @@ def at(field: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        where = f"{field}: {error.where}" if error.where and error.where != field.rpartition(".")[2] else field
-        raise type(error)(error.message, where=where, remedy=error.remedy) from error
+        raise type(error)(error.message, where=_field(field, error.where), remedy=error.remedy) from error
+
+
+def _field(field: str, where: str | None) -> str:
+    """Rooms below call a field by its bare name (``max_model_len``); give it its place in the scenario."""
+    for section, spec in (("engine", EngineSpec), ("model", ModelSpec), ("hardware", HardwareSpec)):
+        if where in spec.__dataclass_fields__ and section != field.partition(".")[0]:
+            return f"{section}.{where}"
+    last = field.rpartition(".")[2]
+    if where in (None, last):
+        return field
+    return f"{field}.{where}" if field == "model" and where in ModelSpec.__dataclass_fields__ else f"{field}: {where}"
 
 
 @contextmanager
@@ -91,6 +109,6 @@ def to_yaml(scenario: Scenario) -> str:
 
 def digest(scenario: Scenario) -> str:
     """SHA-256 of everything that can change the result: not the name, the outputs or the folders of files."""
-    same = replace(with_paths(scenario, os.path.basename), name=None, description="")
+    same = replace(with_paths(scenario, lambda _, path: os.path.basename(path)), name=None, description="")
     data = {key: value for key, value in to_dict(same).items() if key not in ("output", "description")}
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

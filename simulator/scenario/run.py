@@ -5,34 +5,19 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 from simulator import __version__
 from simulator.cluster.simulation import simulate
-from simulator.metrics import Summary, summarize
-from simulator.metrics.analysis import Analysis, analyse
+from simulator.metrics import analyse, summarize
 from simulator.replica.records import SimulationRecords
 from simulator.scenario.build import Setup, build, make_trace
 from simulator.scenario.config import Scenario
 from simulator.scenario.load import at, digest
-from traces.trace import Trace
+from simulator.scenario.result import Result
 
 Progress = Callable[[float, int, int], None]  # (simulated seconds, requests that arrived, requests in the trace)
-
-
-@dataclass(frozen=True)
-class Result:
-    """One run. ``summary`` is JSON-able; ``provenance`` holds what does not belong to the result itself."""
-
-    scenario: Scenario  # as it was run: seed and engine defaults filled in
-    setup: Setup
-    trace: Trace
-    records: SimulationRecords
-    analysis: Analysis
-    summary: Summary
-    provenance: dict[str, Any]
 
 
 def run(scenario: Scenario, seed: int | None = None, *, progress: Progress | None = None) -> Result:
@@ -51,7 +36,7 @@ def run(scenario: Scenario, seed: int | None = None, *, progress: Progress | Non
             trace,
             setup.args,
             setup.cost,
-            setup.memory.num_gpu_blocks,
+            setup.num_gpu_blocks,
             max_model_len=setup.args.max_model_len,
             closed_loop_users=loop.users if loop else None,
             horizon_s=scenario.run.horizon_s,
@@ -74,6 +59,10 @@ def run(scenario: Scenario, seed: int | None = None, *, progress: Progress | Non
         "scenario_sha256": digest(scenario),
         "seed": scenario.seed,
         "trace": {"source": trace.source, "requests": len(trace), "notes": list(trace.notes)},
+        "calibration": {"source": "data-sheet roofline, no calibration fitted", "stated_error": "unknown"},
+        "gpu_source": setup.gpu.source,
+        "model_source": setup.model.source,
+        "engine_overhead": setup.cost.overhead.source,
         "versions": versions(),
         "run_time": {
             "simulation_wall_s": round(simulated[0] - wall, 3),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Annotated
 
+from pydantic import Field
+
 from simulator.scenario.spec import (
     Bool,
     Count,
-    Fraction,
     Name,
     Positive,
     PositiveNumber,
@@ -17,7 +18,7 @@ from simulator.scenario.spec import (
     Shorthand,
     spec,
 )
-from simulator.scenario.synthetic import Synthetic
+from simulator.scenario.synthetic import ArrivalsSpec, Synthetic
 
 
 @spec
@@ -76,10 +77,14 @@ class Transform:
 
     scale_rate: PositiveNumber | None = None
     """Multiply the arrival rate (2: twice as fast)."""
+    to_rate: PositiveNumber | None = None
+    """Stretch or squeeze the trace to this mean rate, requests per second."""
+    arrivals: ArrivalsSpec | None = None
+    """The same requests, in order, at the times of an arrival process."""
     window: Window | None = None
     """Keep a stretch of time."""
-    sample: Fraction | None = None
-    """Keep each request with this probability."""
+    sample: Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)] | None = None
+    """Keep each conversation (or request, where there are none) with this probability."""
     repeat: Positive | None = None
     """Play the trace this many times, one after the other."""
     clip: Clip | None = None
