@@ -15,7 +15,7 @@ from math import inf, sqrt
 from typing import Protocol
 
 from simulator.cost.interface import StepCost
-from simulator.replica.recorder import Recorder
+from simulator.replica.recorder import BUFFER, Recorder
 from simulator.replica.records import Status
 from simulator.scheduling.policy import Policy
 from simulator.scheduling.request import Request
@@ -302,7 +302,7 @@ class Engine:
                 done.sort(key=_order)
             state.releasing.extend([(end, request) for request in done])
         self.busy_until = end
-        recorder.mixed.extend(
+        recorder.mixed_buffer.extend(
             (
                 begin,
                 seconds,
@@ -359,9 +359,10 @@ class Engine:
         if self._steps_done:
             first, increment = self._half + self._curve, 2 * self._curve
             free = self.state.pool.free
-            self._recorder.spans.extend(
-                (self._begin, first, increment, context, self._steps_done, batch, waiting, running, free)
-            )
+            buffer = self._recorder.span_buffer
+            buffer.extend((self._begin, first, increment, context, self._steps_done, batch, waiting, running, free))
+            if len(buffer) > BUFFER:
+                self._recorder.flush()
 
 
 def _order(request: Request) -> int:
