@@ -86,6 +86,24 @@ def _accumulate(pieces: Floats) -> Floats:
     return np.stack([after - pieces, after], axis=1).ravel()
 
 
+def left_waiting(records: SimulationRecords) -> Bools:
+    """Spans (rows,) during which some request of the replica waited and was not admitted at their end either.
+
+    ``num_waiting`` alone is what the plan left behind: who arrives during a long span of a full batch is not in it.
+    """
+    steps, requests = records.steps, records.requests
+    end = steps.start + span_seconds(steps)
+    end += 1e-9 * np.maximum(end, 1.0)  # an admission at the very end is no wait beyond the span
+    out = np.asarray(steps.num_waiting > 0)
+    kept = admitted_mask(requests)
+    leaves = np.where(np.isnan(requests.scheduled), np.inf, requests.scheduled)
+    for r in range(num_replicas(records)):
+        rows = np.flatnonzero(steps.replica == r)
+        mine = kept & (requests.replica == r)
+        out[rows] |= count_at(requests.arrival[mine], leaves[mine], end[rows]) > 0
+    return out
+
+
 def kv_usage(records: SimulationRecords) -> Floats:
     """Share of KV blocks owned by live requests after each span's blocks are taken (rows,), 0 to 1."""
     blocks = np.asarray(records.num_gpu_blocks, dtype=np.float64)

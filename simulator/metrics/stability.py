@@ -118,5 +118,5 @@ def _longest_quarter_wait(entered: np.ndarray, waits: np.ndarray, first: float, 
 def _nothing_admitted(records: SimulationRecords) -> Stability:
     offered = len(records.requests.arrival)
     verdict: Verdict = "overloaded" if offered else "stable"
-    reason = f"None of the {offered:,} requests could be served." if offered else "No request was offered."
+    reason = f"Not one of the {offered:,} offered requests could be served." if offered else "No request was offered."
     return Stability(verdict, reason, None, 0, 0, 0.0, 0, 0.0, float("nan"))

@@ -137,10 +137,9 @@ def _throughput(records: SimulationRecords, found: Analysis, window: tuple[float
     output = int(made[_within(times, window)].sum())
     prompt = int(requests.prompt_tokens[_within(requests.first_token, window)].sum())
     finished = int(np.sum(_within(requests.finish, window) & (requests.status == Status.FINISHED)))
-    arrived = int(np.sum(_within(requests.arrival, window)))
     per_s = 1.0 / duration if duration > 0 else float("nan")
     return {
-        "offered_request_per_s": arrived * per_s,
+        "offered_request_per_s": _offered(requests.arrival, window),
         "request_per_s": finished * per_s,
         "input_tokens_per_s": prompt * per_s,
         "output_tokens_per_s": output * per_s,
@@ -149,6 +148,17 @@ def _throughput(records: SimulationRecords, found: Analysis, window: tuple[float
         "input_tokens": prompt,
         "output_tokens": output,
     }
+
+
+def _offered(arrival: Floats, window: tuple[float, float]) -> float:
+    """Arrivals per second of that part of the window in which requests still arrive; NaN when all come at once.
+
+    A run that is left to drain has a long tail without arrivals, which says nothing about the load.
+    """
+    until = min(window[1], float(arrival.max())) if len(arrival) else window[0]
+    if until <= window[0]:
+        return float("nan")
+    return int(np.sum((arrival > window[0]) & (arrival <= until))) / (until - window[0])
 
 
 def latency_summary(records: SimulationRecords, found: Analysis, chosen: Bools) -> dict[str, Stats]:

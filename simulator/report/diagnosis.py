@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from simulator.metrics.series import kv_usage
+from simulator.metrics.series import kv_usage, left_waiting
 from simulator.metrics.stats import Floats
 from simulator.metrics.summary import Summary
 from simulator.metrics.token_times import Bools, span_seconds
@@ -43,7 +43,7 @@ def diagnose(
         return _too_long(counts)
     seconds = _seconds_in_window(summary, records)
     busy = float(seconds.sum())
-    waiting = records.steps.num_waiting > 0
+    waiting = left_waiting(records)
     queued = float(seconds[waiting].sum())
     if busy > 0 and queued > _QUEUE_MATTERS * busy:
         full = _what_is_full(records, max_num_seqs, max_num_batched_tokens)
@@ -86,8 +86,8 @@ def _queueing(summary: Summary, share: dict[str, float], queued: float, plateau:
             (
                 waited,
                 (
-                    "No single limit was full meanwhile: arrivals come in bursts that outrun one step, or an admission rule "
-                    "of the policy held them back."
+                    "No single limit was full meanwhile: arrivals come in bursts that outrun one step, or an admission "
+                    "rule of the policy held them back."
                 ),
             ),
             (
@@ -111,8 +111,8 @@ def _queueing(summary: Summary, share: dict[str, float], queued: float, plateau:
             ),
             (
                 (
-                    "Free KV memory: an FP8 KV cache, a higher gpu_memory_utilization, a larger tensor_parallel_size or a "
-                    "GPU with more memory."
+                    "Free KV memory: an FP8 KV cache, a higher gpu_memory_utilization or tensor_parallel_size, or "
+                    "a GPU with more memory."
                 ),
                 "Or spread the requests over more replicas.",
             ),
@@ -162,8 +162,8 @@ def _not_queueing(summary: Summary) -> Diagnosis:
                 "decodes share steps with prefills",
                 (
                     (
-                        f"{missed[0].upper()} misses its limit, and {shared:.0%} of decode time is spent in steps that also "
-                        "carry prefill tokens."
+                        f"{missed[0].upper()} misses its limit, and {shared:.0%} of decode time is spent in steps "
+                        "that also carry prefill tokens."
                     ),
                 ),
                 ("Lower max_num_batched_tokens, or move prefill to its own pool.",),
@@ -177,8 +177,8 @@ def _not_queueing(summary: Summary) -> Diagnosis:
         "nothing binds at this load",
         (
             (
-                f"Requests hardly wait, the engines are busy {_percent(engine['utilization'])} of the time and KV usage "
-                f"peaks at {_percent(engine['kv_usage']['max'])}."
+                f"Requests hardly wait, the engines are busy {_percent(engine['utilization'])} of the time and KV "
+                f"usage peaks at {_percent(engine['kv_usage']['max'])}."
             ),
         ),
         ("Offer more load, or try fewer or cheaper GPUs, to find where it begins to bind.",),

@@ -64,12 +64,11 @@ def distribution_figures(records: SimulationRecords, found: Analysis, chosen: Bo
 def _cdf(values: Floats, counts: Ints, title: str, limit: float | None) -> str:
     x = counted_percentiles(np.maximum(values, 0.0), counts, _CDF_AT.tolist())
     total = int(counts.sum())
-    scale, unit = _clock(float(x[-1]) if x[-1] < 1 else 1.0)
-    if float(x[-1]) < 1:
-        scale, unit = 1e-3, "ms"
+    scale, unit = (1e-3, "ms") if float(x[-1]) < 1 else (1.0, "s")
     shown = np.maximum(x / scale, max(float(x[-1]) / scale * 1e-5, 1e-9))
-    marks = () if limit is None else (Limit(limit / scale, f"SLO {limit / scale:g} {unit}"),)
-    p50, p99 = np.interp([50.0, 99.0], _CDF_AT, x)
+    said = "" if limit is None else f"SLO {limit:g} s" if limit >= 1 else f"SLO {limit * 1e3:g} ms"
+    marks = () if limit is None else (Limit(limit / scale, said),)
+    p50, p99 = counted_percentiles(values, counts, [50.0, 99.0]).tolist()
     return line_chart(
         [Series("share at or below", shown, _CDF_AT)],
         x_label=f"{unit}, logarithmic",
@@ -78,6 +77,7 @@ def _cdf(values: Floats, counts: Ints, title: str, limit: float | None) -> str:
         x_log=True,
         y_max=102.0,
         x_limits=marks,
+        dots=((max(p50 / scale, 1e-9), 50.0, "p50"), (max(p99 / scale, 1e-9), 99.0, "p99")),
     )
 
 
@@ -85,91 +85,121 @@ def time_figures(records: SimulationRecords, found: Analysis, slo: Slo | None) -
     """Queue and batch, KV occupancy, TTFT by arrival, token throughput, preemptions, over the whole run."""
     if records.end <= 0:
         return []
-    edges = np.linspace(0.0, records.end, _BINS + 1)
-    scale, unit = _clock(records.end)
-    middle = (edges[1:] + edges[:-1]) / 2 / scale
-    figures = [_queue(records, edges, middle, unit), _kv(records, edges, middle, unit)]
-    figures.append(_tokens(records, found, edges, middle, unit))
+    time = _TimeAxis.over(records.end)
+    figures = [_queue(records, found, time), _kv(records, time), _tokens(records, found, time)]
     if np.any(~np.isnan(found.latency.ttft)):
-        figures.append(_ttft(records, found, slo, scale, unit))
+        figures.append(_ttft(records, found, slo, time))
     if np.any(records.steps.preempted > 0):
-        figures.append(_preemptions(records, scale, unit))
+        figures.append(_preemptions(records, time))
     return figures
 
 
-def _queue(records: SimulationRecords, edges: Floats, middle: Floats, unit: str) -> Figure:
-    waiting = mean_count(*waiting_interval(records), edges)
-    running = mean_count(*running_interval(records), edges)
+@dataclass(frozen=True, slots=True)
+class _TimeAxis:
+    edges: Floats  # s
+    scale: float
+    unit: str
+
+    @classmethod
+    def over(cls, end: float, bins: int = _BINS) -> _TimeAxis:
+        return cls(np.linspace(0.0, end, bins + 1), *_clock(end))
+
+    @property
+    def middle(self) -> Floats:
+        return np.asarray((self.edges[1:] + self.edges[:-1]) / 2 / self.scale)
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        return 0.0, float(self.edges[-1]) / self.scale
+
+    @property
+    def label(self) -> str:
+        return f"simulated time ({self.unit})"
+
+
+def _queue(records: SimulationRecords, found: Analysis, time: _TimeAxis) -> Figure:
+    """Preempted requests apart: those that came back, from their last token to the next."""
+    waiting = mean_count(*waiting_interval(records), time.edges)
+    running = mean_count(*running_interval(records), time.edges)
+    stalled = ~np.isnan(found.ranges.stall)
+    back = found.ranges.start[stalled]
+    preempted = mean_count(back - found.ranges.stall[stalled], back, time.edges)
+    curves = [Series("running", time.middle, running - preempted, 1), Series("waiting", time.middle, waiting, 2)]
+    if stalled.any():
+        curves.append(Series("preempted", time.middle, preempted, 5))
     svg = line_chart(
-        [Series("running", middle, running, 1), Series("waiting", middle, waiting, 2)],
-        x_label=f"simulated time ({unit})",
+        curves,
+        x_label=time.label,
         y_label="requests",
         summary=f"Requests over time: at most {running.max():.3g} running and {waiting.max():.3g} waiting.",
+        x_range=time.reach,
     )
     return Figure("Waiting and running", svg, "A waiting curve that climbs to the end means the design cannot keep up.")
 
 
-def _kv(records: SimulationRecords, edges: Floats, middle: Floats, unit: str) -> Figure:
-    usage = 100 * step_mean(records, kv_usage(records), edges) / max(num_replicas(records), 1)
+def _kv(records: SimulationRecords, time: _TimeAxis) -> Figure:
+    usage = 100 * step_mean(records, kv_usage(records), time.edges) / max(num_replicas(records), 1)
     svg = line_chart(
-        [Series("KV blocks in use", middle, usage, 3, area=True)],
-        x_label=f"simulated time ({unit})",
+        [Series("KV blocks in use", time.middle, usage, 3, area=True)],
+        x_label=time.label,
         y_label="% of the cache",
         summary=f"KV cache occupancy over time, mean over replicas: peak {usage.max():.0f} %.",
+        x_range=time.reach,
         y_max=100.0,
     )
     return Figure("KV cache occupancy", svg, "Blocks owned by live requests, mean over replicas; idle counts as empty.")
 
 
-def _tokens(records: SimulationRecords, found: Analysis, edges: Floats, middle: Floats, unit: str) -> Figure:
+def _tokens(records: SimulationRecords, found: Analysis, time: _TimeAxis) -> Figure:
     times, made = tokens_of(found.ranges, found.clock, np.ones(len(records.requests.arrival), dtype=bool))
-    output = np.histogram(times, edges, weights=made)[0] / np.diff(edges)
+    output = np.histogram(times, time.edges, weights=made)[0] / np.diff(time.edges)
     first = records.requests.first_token
     known = ~np.isnan(first)
-    prompt = np.histogram(first[known], edges, weights=records.requests.prompt_tokens[known])[0] / np.diff(edges)
+    prompts = records.requests.prompt_tokens[known]
+    prompt = np.histogram(first[known], time.edges, weights=prompts)[0] / np.diff(time.edges)
     svg = line_chart(
-        [Series("output", middle, output, 1), Series("input", middle, prompt, 4)],
-        x_label=f"simulated time ({unit})",
+        [Series("output", time.middle, output, 1), Series("input", time.middle, prompt, 4)],
+        x_label=time.label,
         y_label="tokens/s",
         summary=f"Token throughput over time: output peaks at {output.max():,.0f} tokens/s.",
+        x_range=time.reach,
     )
     return Figure("Token throughput", svg, "Input counts a prompt, cached part included, when its first token is out.")
 
 
-def _ttft(records: SimulationRecords, found: Analysis, slo: Slo | None, scale: float, unit: str) -> Figure:
-    ttft, arrival = found.latency.ttft, records.requests.arrival
-    known = ~np.isnan(ttft)
-    bins = min(_BINS // 2, max(int(known.sum()), 1))
-    edges = np.linspace(float(arrival[known].min()), float(arrival[known].max()) + 1e-9, bins + 1)
-    which = np.clip(np.searchsorted(edges, arrival[known], side="right") - 1, 0, bins - 1)
+def _ttft(records: SimulationRecords, found: Analysis, slo: Slo | None, time: _TimeAxis) -> Figure:
+    known = ~np.isnan(found.latency.ttft)
+    ttft, arrival = found.latency.ttft[known], records.requests.arrival[known]
+    axis = _TimeAxis.over(records.end, _BINS // 2)
+    bins = len(axis.edges) - 1
+    which = np.clip(np.searchsorted(axis.edges, arrival, side="right") - 1, 0, bins - 1)
     count = np.bincount(which, minlength=bins)
-    mean = np.full(bins, np.nan)
-    np.divide(np.bincount(which, weights=ttft[known], minlength=bins), count, out=mean, where=count > 0)
-    worst = np.full(bins, np.nan)
-    np.fmax.at(worst, which, ttft[known])
     some = count > 0
-    x = ((edges[1:] + edges[:-1]) / 2 / scale)[some]
+    mean = np.bincount(which, weights=ttft, minlength=bins)[some] / count[some]
+    worst = np.zeros(bins)
+    np.maximum.at(worst, which, ttft)
     limits = () if slo is None or slo.ttft_s is None else (Limit(slo.ttft_s, f"SLO {slo.ttft_s:g} s"),)
+    x = axis.middle[some]
     svg = line_chart(
-        [Series("mean", x, mean[some], 1), Series("slowest", x, worst[some], 5)],
-        x_label=f"arrival ({unit})",
+        [Series("mean", x, mean, 1), Series("slowest", x, worst[some], 5)],
+        x_label=f"arrival ({time.unit})",
         y_label="TTFT (s)",
-        summary=f"TTFT by arrival time: mean from {mean[some][0]:.3g} s at the start to {mean[some][-1]:.3g} s at the end.",
+        summary=f"TTFT by arrival time: on average {mean[0]:.3g} s at first, {mean[-1]:.3g} s at last.",
+        x_range=time.reach,
         y_limits=limits,
     )
     return Figure("TTFT by time of arrival", svg, "Flat: a steady state. Climbing: later requests wait ever longer.")
 
 
-def _preemptions(records: SimulationRecords, scale: float, unit: str) -> Figure:
-    steps = records.steps
-    edges = np.linspace(0.0, records.end, _BINS // 2 + 1)
-    count = np.histogram(steps.start, edges, weights=steps.preempted)[0]
-    middle = (edges[1:] + edges[:-1]) / 2 / scale
+def _preemptions(records: SimulationRecords, time: _TimeAxis) -> Figure:
+    axis = _TimeAxis.over(records.end, _BINS // 2)
+    count = np.histogram(records.steps.start, axis.edges, weights=records.steps.preempted)[0]
     svg = line_chart(
-        [Series("preemptions", middle, count, 2, area=True)],
-        x_label=f"simulated time ({unit})",
-        y_label=f"per {(edges[1] - edges[0]):.3g} s",
+        [Series("preemptions", axis.middle, count, 2, area=True)],
+        x_label=time.label,
+        y_label=f"per {axis.edges[1]:.3g} s",
         summary=f"Preemptions over time: {int(count.sum()):,} in all.",
+        x_range=time.reach,
     )
     return Figure("Preemptions", svg, "Each one throws away a request's KV cache, to be computed again.")
 

@@ -26,17 +26,17 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     (
         "Stable, backlogged, overloaded",
         (
-            "Stable: requests finish as fast as they arrive. Overloaded: in the second half of the arrivals clearly fewer "
-            "finish than arrive and the queue grows, so latency depends on how long the run lasts. Backlogged: neither is "
-            "certain, because of a burst or a run too short to reach a steady state."
+            "Stable: requests finish as fast as they arrive. Overloaded: in the second half of the arrivals clearly "
+            "fewer finish than arrive and the queue grows, so latency depends on how long the run lasts. Backlogged: "
+            "neither is certain, because of a burst or a run too short to reach a steady state."
         ),
     ),
     ("Running, waiting", "Requests in the engine's batch, and requests that wait to join it."),
     (
         "Utilization",
         (
-            "Share of time that engines spend in steps. An engine with one request is as busy as one with a hundred: near "
-            "100 % does not mean full."
+            "Share of time that engines spend in steps. An engine with one request is as busy as one with a hundred: "
+            "near 100 % does not mean full."
         ),
     ),
     (

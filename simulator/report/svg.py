@@ -56,20 +56,28 @@ def line_chart(
     y_label: str,
     summary: str,
     x_log: bool = False,
+    x_range: tuple[float, float] | None = None,
     y_max: float | None = None,
     x_limits: tuple[Limit, ...] = (),
     y_limits: tuple[Limit, ...] = (),
+    dots: tuple[tuple[float, float, str], ...] = (),
 ) -> str:
-    """SVG text. ``summary`` is read out to those who cannot see it. x_limits stand upright, y_limits lie."""
-    xs = np.concatenate([s.x for s in series] + [np.array([m.value for m in x_limits])])
-    ys = np.concatenate([s.y for s in series] + [np.array([m.value for m in y_limits])])
+    """SVG text. ``summary`` is read out to those who cannot see it. x_limits stand upright, y_limits lie.
+
+    dots: points (x, y, label) marked on the first curve. A legend is drawn for more than one curve.
+    """
+    xs = np.concatenate([*(s.x for s in series), [m.value for m in x_limits], x_range or ()])
+    ys = np.concatenate([*(s.y for s in series), [m.value for m in y_limits]])
     x_axis = _axis(xs, _LEFT, WIDTH - _RIGHT, log=x_log)
     y_axis = _y_axis(ys, y_max)
     parts = [_frame(summary), _grid(x_axis, y_axis, x_label, y_label)]
     parts += [_curve(s, x_axis, y_axis) for s in series]
     parts += [_upright(limit, x_axis) for limit in x_limits]
     parts += [_level(limit, y_axis) for limit in y_limits]
-    parts += [_legend([(s.name, s.colour) for s in series]), "</svg>"]
+    parts += [_dot(dot, x_axis, y_axis) for dot in dots]
+    if len(series) > 1:
+        parts.append(_legend([(s.name, s.colour) for s in series]))
+    parts.append("</svg>")
     return "".join(parts)
 
 
@@ -91,13 +99,26 @@ def stacked_bar(parts: list[tuple[str, float, int]], *, unit: str, summary: str)
     return "".join([*out, "</svg>"])
 
 
-def number(value: float) -> str:
-    """Three significant digits, thousands separated: 0.0123, 1.23, 12.3, 1,234."""
+def three_digits(value: float) -> str:
+    """Three significant digits, zeros kept, so that columns line up: 16.0, 1.20, 0.0123, 1,234."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else "-"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    text = f"{value:,.{min(digits, 6)}f}"
+    digits = max(0, 2 - math.floor(math.log10(abs(float(f"{value:.2e}")))))
+    return f"{value:,.{min(digits, 6)}f}"
+
+
+def number(value: float) -> str:
+    """Three significant digits without trailing zeros: 0.0123, 1.2, 16, 1,234."""
+    text = three_digits(value)
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _tick(value: float) -> str:
+    """Short, so that it fits beside the axis: 15k, 1.5M."""
+    for least, unit, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if value >= least:
+            return f"{value / unit:g}{letter}"
+    return number(value)
 
 
 def _frame(summary: str, *, height: int = HEIGHT) -> str:
@@ -126,7 +147,7 @@ def _y_axis(values: Floats, y_max: float | None) -> _Axis:
 
 
 def _ticks(axis: _Axis) -> list[float]:
-    if axis.log:
+    if axis.log and axis.high / axis.low > 6:
         decades = range(math.floor(math.log10(axis.low)), math.ceil(math.log10(axis.high)) + 1)
         steps = (1, 2, 5) if math.log10(axis.high / axis.low) < 2.5 else (1,)
         return [m * 10.0**d for d in decades for m in steps if axis.low <= m * 10.0**d <= axis.high]
@@ -143,11 +164,11 @@ def _grid(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> str:
     for value in _ticks(y_axis):
         y = float(y_axis.at(np.array(value)))
         out.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}"/>')
-        out.append(f'<text class="ytick" x="{_LEFT - 6}" y="{y + 4:.1f}">{number(value)}</text>')
+        out.append(f'<text class="ytick" x="{_LEFT - 6}" y="{y + 4:.1f}">{_tick(value)}</text>')
     for value in _ticks(x_axis):
         x = float(x_axis.at(np.array(value)))
         out.append(f'<path class="grid" d="M{x:.1f} {_TOP}V{bottom}"/>')
-        out.append(f'<text class="xtick" x="{x:.1f}" y="{bottom + 16}">{number(value)}</text>')
+        out.append(f'<text class="xtick" x="{x:.1f}" y="{bottom + 16}">{_tick(value)}</text>')
     middle = (_LEFT + WIDTH - _RIGHT) / 2
     out.append(f'<text class="label" x="{middle}" y="{HEIGHT - 8}">{escape(x_label)}</text>')
     turned = (_TOP + bottom) / 2
@@ -174,6 +195,15 @@ def _curve(series: Series, x_axis: _Axis, y_axis: _Axis) -> str:
             pieces.append(f'<circle class="fill{series.colour}" cx="{x[run[0]]:.1f}" cy="{y[run[0]]:.1f}" r="3"/>')
         pieces.append(f'<path class="line{series.colour}" d="M{path}"/>')
     return "".join(pieces)
+
+
+def _dot(dot: tuple[float, float, str], x_axis: _Axis, y_axis: _Axis) -> str:
+    x, y = float(x_axis.at(np.array(dot[0]))), float(y_axis.at(np.array(dot[1])))
+    side, anchor = (-8, "end") if x > 0.72 * WIDTH else (8, "start")
+    return (
+        f'<circle class="fill1" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>'
+        f'<text class="legend" text-anchor="{anchor}" x="{x + side:.1f}" y="{y + 14:.1f}">{escape(dot[2])}</text>'
+    )
 
 
 def _upright(limit: Limit, axis: _Axis) -> str:

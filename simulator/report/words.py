@@ -6,28 +6,41 @@ from typing import Any
 
 from simulator.metrics.summary import Summary
 from simulator.report.diagnosis import missed_limits
-from simulator.report.svg import number
+from simulator.report.figures import PARTS
+from simulator.report.svg import number, three_digits
 
 Tile = dict[str, str]
+_FEW = 20  # requests; fewer say nothing about a rate
 
 
 def seconds(value: float | None) -> str:
-    """With a unit that fits: 850 µs, 24 ms, 1.3 s, 95 s, 12.5 min."""
+    """With a unit that fits: 850 µs, 24.0 ms, 1.30 s, 95.0 s, 12.5 min, 7.20 h."""
     if value is None:
         return "–"
+    if value == 0:
+        return "0 s"
+    if value >= 3 * 3600:
+        return f"{three_digits(value / 3600)} h"
     if value >= 600:
-        return f"{number(value / 60)} min"
-    if value >= 1 or value == 0:
-        return f"{number(value)} s"
-    return f"{number(value * 1e3)} ms" if value >= 1e-3 else f"{number(value * 1e6)} µs"
+        return f"{three_digits(value / 60)} min"
+    if value >= 1:
+        return f"{three_digits(value)} s"
+    return f"{three_digits(value * 1e3)} ms" if value >= 1e-3 else f"{three_digits(value * 1e6)} µs"
+
+
+def limit(value: float) -> str:
+    """A limit as it was given: 2 s, 450 ms."""
+    return f"{value:g} s" if value >= 1 else f"{value * 1e3:g} ms"
 
 
 def percent(share: float | None) -> str:
     """One decimal; never rounded up to a perfect 100 %."""
     if share is None:
         return "–"
+    if share in {0.0, 1.0}:
+        return f"{share:.0%}".replace("%", " %")
     text = f"{share:.1%}"
-    return ">99.9 %" if text == "100.0%" and share < 1 else text.replace("%", " %")
+    return ">99.9 %" if text == "100.0%" else text.replace("%", " %")
 
 
 def plain(value: float | None) -> str:
@@ -41,6 +54,14 @@ def tone(summary: Summary) -> str:
     if verdict != "stable" or not summary["requests"]["finished"]:
         return "bad" if verdict == "overloaded" else "warn"
     return "warn" if missed_limits(summary) else "good"
+
+
+def state(summary: Summary) -> str:
+    """The verdict in two or three words."""
+    if summary["requests"]["arrived"] and summary["requests"]["rejected"] == summary["requests"]["arrived"]:
+        return "serves nothing"
+    verdict: str = summary["stability"]["verdict"]
+    return "stable, SLO missed" if verdict == "stable" and missed_limits(summary) else verdict
 
 
 def verdict_sentence(summary: Summary) -> str:
@@ -64,6 +85,9 @@ def verdict_sentence(summary: Summary) -> str:
             f"This run did not settle: {served} requests per second were served, but its latencies describe a backlog "
             "or a warm-up, not a steady state."
         )
+    if counts["arrived"] < _FEW:
+        keeps_up = f"This design serves the {counts['arrived']} request(s) of this run, too few to judge a rate,"
+        return f"{keeps_up}{_slo_clause(summary['slo'], missed_limits(summary))}."
     keeps_up = f"This design keeps up with {offered} requests per second"
     return f"{keeps_up}{_slo_clause(summary['slo'], missed_limits(summary))}."
 
@@ -73,10 +97,10 @@ def _slo_clause(slo: dict[str, Any] | None, missed: list[str]) -> str:
         return " (no SLO was given to hold it against)"
     share = percent(slo["attainment"])
     if not missed:
-        return f" and meets its SLO: {share} of requests are within every limit"
+        return f" and meets its SLO at p{slo['percentile']:g}: {share} of requests are within every limit"
     values = " and ".join(
         f"p{slo['percentile']:g} {name.upper()} is {seconds(slo['percentile_s'][name])} where "
-        f"{seconds(slo['limits_s'][name])} is allowed"
+        f"{limit(slo['limits_s'][name])} is allowed"
         for name in missed
     )
     return f" but misses its SLO: {values}; {share} of requests are within every limit"
@@ -94,7 +118,9 @@ def tiles(summary: Summary) -> list[Tile]:
         out.append(_tile("Goodput", plain(summary["goodput_request_per_s"]), "requests/s", "within every SLO limit"))
         note = f"{slo['good_requests']:,} of {slo['judged_requests']:,} requests"
         out.append(_tile("SLO attainment", percent(slo["attainment"]), "", note))
-    if summary["stability"]["verdict"] == "overloaded":
+    if not summary["requests"]["finished"]:
+        out.append(_tile("Latency", "–", "", "no request finished"))
+    elif summary["stability"]["verdict"] == "overloaded":
         out.append(_tile("Latency", "growing", "", "no percentile is meaningful"))
     else:
         for name, key in (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("ITL", "itl_s")):
@@ -122,20 +148,29 @@ def slo_rows(summary: Summary) -> list[dict[str, Any]]:
         return []
     overloaded = summary["stability"]["verdict"] == "overloaded"
     rows = []
-    for name, limit in slo["limits_s"].items():
+    for name, allowed in slo["limits_s"].items():
         measured = slo["percentile_s"][name]
         known = measured is not None and not overloaded
         rows.append(
             {
                 "name": name.upper(),
-                "limit": seconds(limit),
+                "limit": limit(allowed),
                 "measured": seconds(measured) if known else "–",
-                "met": ("met" if measured <= limit else "missed") if known else "no verdict",
+                "met": ("met" if measured <= allowed else "missed") if known else "not judged",
                 "share": percent(slo["attainment_by_limit"][name]),
                 "width": 100 * (slo["attainment_by_limit"][name] or 0.0),
             }
         )
     return rows
+
+
+def breakdown_rows(summary: Summary) -> list[list[str]]:
+    """Phase, mean time, share of the mean E2E; empty when nothing finished."""
+    parts = summary["breakdown_mean_s"]
+    if parts["queue"] is None:
+        return []
+    total = sum(parts.values())
+    return [[label, seconds(parts[name]), percent(parts[name] / total if total else None)] for name, label, _ in PARTS]
 
 
 _LATENCIES = (

@@ -31,7 +31,7 @@ def to_vllm_bench(
     """The JSON object of one benchmark run.
 
     date: ``YYYYmmdd-HHMMSS`` of the run, the caller's: results of equal runs are equal bytes without it.
-    request_rate: requests/s offered; None: as measured; infinite is written ``"inf"`` as vLLM does.
+    request_rate: requests/s offered; None: as measured; all at once is written ``"inf"``, vLLM's word.
     detailed: add the per-request lists of ``--save-detailed``, ITL lists included (one number per token). Requests
         that did not finish are in the lists with zero tokens and an error text.
     The throughput counts tokens of requests cut off by the horizon too; vLLM has no such requests.
@@ -48,7 +48,7 @@ def to_vllm_bench(
         "model_id": model_id,
         "tokenizer_id": model_id,
         "num_prompts": counts["arrived"],
-        "request_rate": "inf" if rate is not None and math.isinf(rate) else rate,
+        "request_rate": "inf" if rate is None or math.isinf(rate) else rate,
         "burstiness": burstiness,
         "max_concurrency": max_concurrency,
         "duration": summary["window"]["duration_s"],
