@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf
+from math import inf, nextafter
 
 from simpy.events import Event
 
@@ -41,6 +41,6 @@ class Replica:
         if event is not self._event:
             return  # the span it was scheduled for was cut short
         engine = self.engine
-        engine.wake(engine.wake_time)
+        engine.run_until(nextafter(engine.wake_time, inf))
         if engine.wake_time < inf:
             self._event = self.clock.at(engine.wake_time, PLAN, self._wake)

@@ -116,47 +116,34 @@ class Engine:
         return cut and self._pending > 1 and self._cut(now)
 
     def run_until(self, time: float) -> None:
-        """Do all that happens before ``time``."""
-        while self.wake_time < time:
-            self.wake(self.wake_time)
-
-    def wake(self, now: float) -> None:
-        """``wake_time`` has come: apply what ran, let finished requests go, plan what runs next."""
-        if self._pending:
-            self._apply()
+        """Do all that happens before ``time``: apply what ran, let finished requests go, plan what runs next."""
         state = self.state
         releasing = state.releasing
-        if releasing and releasing[0][0] <= now:
-            self._release(now)
-        if self.observer is not None:
-            self.observer.settled(now, state)
         schedule = self.policy.schedule
-        while True:
+        observer = self.observer
+        now = self.wake_time
+        while now < time:
+            if self._pending:
+                self._apply()
+            if releasing and releasing[0][0] <= now:
+                self._release(now)
+            if observer is not None:
+                observer.settled(now, state)
             begin = self.busy_until
             if begin < now:
                 begin = now
             step = schedule(state)
+            if observer is not None and step is not None:
+                observer.planned(now, begin, step, state)
+            # With asynchronous scheduling a plan for an empty pipeline wakes at once, to plan the step after it.
             if step is DECODE:
-                if self.observer is not None:
-                    self.observer.planned(now, begin, step, state)
-                wake = self._span(begin)
-            elif step is None or not (step.decodes or step.chunks):
-                if step is not None:
-                    self._record_moves(step, now)
-                    if begin == now:
-                        continue  # everybody running gave way: somebody waiting fits now
-                self._version = -1
-                self.wake_time = begin if begin > now else inf
-                return
+                now = self._span(begin)
+            elif step is not None:
+                now = self._mixed(step, begin, now)
             else:
-                if self.observer is not None:
-                    self.observer.planned(now, begin, step, state)
-                wake = self._mixed(step, begin, now)
-            self.wake_time = wake
-            if wake > now or not self._lead:
-                return
-            if self._pending:  # the pipeline was empty: plan the second step at once
-                self._apply()
+                self._version = -1
+                now = begin if begin > now else inf
+            self.wake_time = now
 
     def _release(self, now: float) -> None:
         """Let the requests go whose last step has ended."""
@@ -268,6 +255,11 @@ class Engine:
         if self._row is not None:
             self._close_row()
         self._version = -1
+        recorder = self._recorder
+        if step.admitted or step.preempted:
+            self._record_moves(step, now)
+        if not (step.decodes or step.chunks):
+            return begin  # everybody running gave way: somebody waiting fits now
         state = self.state
         held = self._hold_back(step) if step.held else []
         batch = state.num_decodes if step.decodes else 0
@@ -283,9 +275,6 @@ class Engine:
                 done = state.ended()
         for request, left in held:
             state.join(request, left)
-        recorder = self._recorder
-        if step.admitted or step.preempted:
-            self._record_moves(step, now)
         for request in step.completed:
             row = request.row
             if request.target == request.prompt_tokens:
