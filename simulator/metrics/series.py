@@ -105,7 +105,10 @@ def left_waiting(records: SimulationRecords) -> Bools:
 
 
 def kv_usage(records: SimulationRecords) -> Floats:
-    """Share of KV blocks owned by live requests after each span's blocks are taken (rows,), 0 to 1."""
-    blocks = np.asarray(records.num_gpu_blocks, dtype=np.float64)
+    """Share of KV blocks owned by live requests after each span's blocks are taken (rows,), 0 to 1.
+
+    As vLLM's ``kv_cache_usage``: of ``num_gpu_blocks - 1``, because the null block is never handed out.
+    """
+    blocks = np.asarray(records.num_gpu_blocks, dtype=np.float64) - 1.0
     total = blocks[records.steps.replica] if len(blocks) else np.ones(len(records.steps.replica))
     return np.asarray(1.0 - records.steps.free_blocks / np.maximum(total, 1.0))

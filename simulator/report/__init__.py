@@ -5,10 +5,8 @@ from __future__ import annotations
 from simulator.report.diagnosis import Diagnosis, diagnose
 from simulator.report.files import atomic_dir, atomic_json, atomic_path, atomic_write
 from simulator.report.html import write_report
-from simulator.report.results import EXPORTS, write_results
 
 __all__ = [
-    "EXPORTS",
     "Diagnosis",
     "atomic_dir",
     "atomic_json",
@@ -16,5 +14,4 @@ __all__ = [
     "atomic_write",
     "diagnose",
     "write_report",
-    "write_results",
 ]

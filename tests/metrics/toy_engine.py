@@ -61,7 +61,7 @@ class ToyStep(NamedTuple):
 class ToyConfig:
     max_num_seqs: int = 4
     max_num_batched_tokens: int = 64
-    num_gpu_blocks: int = 64
+    num_gpu_blocks: int = 64  # usable; records count the null block on top, as vLLM does
     block_size: int = 4
     base: float = 2.0**-6  # s per step
     per_prefill_token: float = 2.0**-12
@@ -210,7 +210,7 @@ def run_toy(
         requests=_request_records(requests),
         steps=_spans(steps),
         end=end,
-        num_gpu_blocks=(config.num_gpu_blocks,) * replicas,
+        num_gpu_blocks=(config.num_gpu_blocks + 1,) * replicas,
         block_size=config.block_size,
         num_events=len(steps),
         tokens_recomputed=sum(engine.recomputed for engine in engines),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -12,12 +11,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from simulator.core.errors import UserError
 from simulator.metrics import Slo, Summary, slo_preset, summarize
-from simulator.report import EXPORTS, diagnose, write_report, write_results
+from simulator.report import diagnose, write_report
 from simulator.report.words import percent, seconds, verdict_sentence
 from tests.metrics.toy_engine import ToyConfig, ToyRequest, ToyRun, random_requests, run_toy
 from traces.trace import Labels
@@ -156,27 +153,6 @@ def test_the_binding_constraint_is_the_one_that_was_made_scarce(
     assert got.constraint.startswith(limit)
     assert got.evidence
     assert got.next_steps
-
-
-def test_results_folder_is_complete_when_there_is_a_summary(tmp_path: Path) -> None:
-    toy = stable()
-    slo = slo_preset("mlperf-llama3.1-8b-server")
-    summary = summarize(toy.records, toy.trace, slo)
-    (tmp_path / "summary.json").write_text("of an earlier run")
-    with pytest.raises(UserError, match="unknown export"):
-        write_results(tmp_path, title="t", summary=summary, records=toy.records, exports=["excel"])
-    written = write_results(
-        tmp_path, title="t", summary=summary, records=toy.records, trace=toy.trace, slo=slo, exports=list(EXPORTS)
-    )
-    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in written}
-    assert json.loads((tmp_path / "summary.json").read_text()) == summary
-    assert written[-1].name == "summary.json"
-    table = pd.read_parquet(tmp_path / "requests.parquet")
-    assert len(table) == 200
-    assert table["meets_slo"].sum() == summary["slo"]["good_requests"]
-    assert len(pd.read_parquet(tmp_path / "steps.parquet")) == len(toy.records.steps.start)
-    for name in EXPORTS.values():
-        json.loads((tmp_path / name).read_text())
 
 
 def test_same_run_same_bytes(tmp_path: Path) -> None:
