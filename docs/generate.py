@@ -52,7 +52,7 @@ def describe(command: Any, name: str) -> list[str]:
     if arguments or options:
         lines += ["", "| | | default |", "|---|---|---|"]
     lines += [f"| `{metavar(a)}` | {text(a)} | {default(a)} |" for a in arguments]
-    lines += [f"| `{', '.join(o.opts)}{value(o)}` | {text(o)} | {default(o)} |" for o in options]
+    lines += [f"| `{'/'.join([*o.opts, *o.secondary_opts])}{value(o)}` | {text(o)} | {default(o)} |" for o in options]
     return lines
 
 
@@ -63,7 +63,8 @@ def metavar(argument: Any) -> str:
 
 
 def value(option: Any) -> str:
-    return "" if option.is_flag else f" {option.metavar or option.type.name.upper()}"
+    # From the option's own name: what typer calls types differs between its versions.
+    return "" if option.is_flag else f" {option.metavar or option.opts[0].lstrip('-').upper().replace('-', '_')}"
 
 
 def text(parameter: Any) -> str:
@@ -71,9 +72,10 @@ def text(parameter: Any) -> str:
 
 
 def default(parameter: Any) -> str:
-    if parameter.default is None or parameter.default in (False, ()) or callable(parameter.default):
+    value = parameter.default
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
         return ""
-    return f"`{parameter.default}`" if not parameter.required else ""
+    return f"`{value}`"
 
 
 def schema_text() -> str:

@@ -109,6 +109,6 @@ def to_yaml(scenario: Scenario) -> str:
 
 def digest(scenario: Scenario) -> str:
     """SHA-256 of everything that can change the result: not the name, the outputs or the folders of files."""
-    same = replace(with_paths(scenario, lambda _, path: os.path.basename(path)), name=None, description="")
+    same = replace(with_paths(scenario, lambda _, path: Path(path).name), name=None, description="")
     data = {key: value for key, value in to_dict(same).items() if key not in ("output", "description")}
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

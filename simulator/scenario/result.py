@@ -53,7 +53,7 @@ class Result:
         target, output = Path(folder), self.scenario.output
         check_folder(target)
         try:
-            with atomic_dir(target) as temporary:
+            with atomic_dir(target, replace=True) as temporary:
                 self._write_tables(temporary, output.steps if steps is None else steps)
                 self._write_exports(temporary, perfetto=output.perfetto if perfetto is None else perfetto)
                 self._write_provenance(temporary, target)
