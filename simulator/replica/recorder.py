@@ -51,13 +51,13 @@ class Recorder:
         # seven times faster than an array does, an array holds it in a third of the memory: lists fill, arrays keep.
         self.span_buffer: list[float] = []
         self.mixed_buffer: list[float] = []
-        self.spans = array("d")
-        self.mixed = array("d")
+        self.spans: list[array[float]] = []
+        self.mixed: list[array[float]] = []
 
     def flush(self) -> None:
         """Move buffered rows to the arrays."""
         for buffer, kept in ((self.span_buffer, self.spans), (self.mixed_buffer, self.mixed)):
-            kept.extend(array("d", buffer))
+            kept.append(array("d", buffer))
             buffer.clear()
 
     def reject(self, rows: NDArray[np.bool_]) -> None:
@@ -69,8 +69,8 @@ class Recorder:
     def steps(self, replica: int = 0) -> StepRecords:
         """Span and single-step rows of one replica, in order of time."""
         self.flush()
-        spans = np.frombuffer(self.spans, dtype=np.float64).reshape(-1, len(SPAN))
-        mixed = np.frombuffer(self.mixed, dtype=np.float64).reshape(-1, len(MIXED))
+        spans = np.concatenate(self.spans).reshape(-1, len(SPAN))
+        mixed = np.concatenate(self.mixed).reshape(-1, len(MIXED))
         order = np.argsort(np.concatenate([spans[:, 0], mixed[:, 0]]), kind="stable")
 
         def column(name: str, default: float = 0.0) -> NDArray[np.float64]:
@@ -131,7 +131,7 @@ class Recorder:
 
 
 SPAN = ("start", "step", "increment", "context", "num_steps", "num_decodes", "num_waiting", "num_running", "free_blocks")
-BUFFER = 1 << 16  # numbers
+BUFFER = 1 << 15  # numbers
 MIXED = (
     "start",
     "step",
