@@ -154,13 +154,16 @@ def plot(trace: Trace, path: str | Path) -> None:
     _plot_joint(axes[1, 1], trace)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(color="0.92", zorder=0)
+        axis.set_axisbelow(True)
+        axis.grid(color="0.92")
     title = f"{described.requests:,} requests"
     if described.duration_s > 0:
         title += f", {described.rate:.3g} requests/s for {_duration(described.duration_s)}"
     if described.prefix_hit_ratio is not None:
         title += f", ideal prefix hits {described.prefix_hit_ratio:.0%}"
-    figure.suptitle(f"{Path(described.source).name}\n{title}", fontsize=12)
+    source = described.source
+    name = source if " " in source else Path(source).name  # a path, or words about a generator
+    figure.suptitle(f"{name}\n{title}", fontsize=12)
     try:
         figure.savefig(path, dpi=130)
     except (OSError, ValueError) as error:
@@ -193,7 +196,7 @@ def _plot_lengths(axis: Axes, trace: Trace) -> None:
         label = f"{name}: p50 {np.median(tokens):,.0f}, p99 {np.percentile(tokens, 99):,.0f}"
         axis.plot(np.quantile(tokens, q), q, color=color, lw=1.8, label=label)
     axis.set(xscale="log", xlabel="tokens", ylabel="share", ylim=(0, 1))
-    axis.legend(frameon=False, fontsize=9, loc="upper left")
+    axis.legend(edgecolor="none", framealpha=0.85, fontsize=9, loc="upper left")
 
 
 def _plot_gaps(axis: Axes, trace: Trace, cv: float) -> None:
@@ -212,13 +215,16 @@ def _plot_gaps(axis: Axes, trace: Trace, cv: float) -> None:
 
 
 def _plot_joint(axis: Axes, trace: Trace) -> None:
+    from matplotlib.colors import LogNorm
+
     axis.set_title("Prompt and output of a request", loc="left", fontsize=10)
     bins = [np.geomspace(max(t.min(), 1) * 0.9, t.max() * 1.1, 61) for t in (trace.prompt_tokens, trace.output_tokens)]
     counts = np.histogram2d(trace.prompt_tokens, trace.output_tokens, bins)[0]
     shown = np.ma.masked_equal(counts.T, 0)
-    mesh = axis.pcolormesh(bins[0], bins[1], np.log10(shown), cmap="Blues", vmin=-0.6)
+    norm = LogNorm(vmin=0.3, vmax=max(counts.max(), 1.0))  # from below one, so that single requests are visible
+    mesh = axis.pcolormesh(bins[0], bins[1], shown, cmap="Blues", norm=norm)
     axis.set(xscale="log", yscale="log", xlabel="prompt tokens", ylabel="output tokens")
-    axis.figure.colorbar(mesh, ax=axis, label="log10(requests)")
+    axis.figure.colorbar(mesh, ax=axis, label="requests")
 
 
 def _duration(seconds: float) -> str:

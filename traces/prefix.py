@@ -22,14 +22,27 @@ def positions(prefix: PrefixBlocks) -> Ints:
     return np.arange(len(prefix.ids)) - np.repeat(prefix.offsets[:-1], prefix.counts())
 
 
+def first_seen(ids: Ints) -> Ints:
+    """For every element the index at which its value first occurs. O(n) where the ids are dense."""
+    n = len(ids)
+    if n == 0:
+        return np.zeros(0, dtype=np.int64)
+    low, high = int(ids.min()), int(ids.max())
+    if high - low <= 8 * n + 1024:
+        table = np.empty(high - low + 1, dtype=np.int64)
+        table[ids[::-1] - low] = np.arange(n - 1, -1, -1)  # the last write to a cell, the first occurrence, stays
+        return table[ids - low]
+    _, first, which = np.unique(ids, return_index=True, return_inverse=True)
+    return np.asarray(first[which], dtype=np.int64)
+
+
 def is_chained(prefix: PrefixBlocks) -> bool:
     """True when equal ids always have equal prefixes: one position and one predecessor per id."""
     if len(prefix.ids) == 0:
         return True
     position = positions(prefix)
     before = np.where(position > 0, np.concatenate(([0], prefix.ids[:-1])), -1)
-    _, first, which = np.unique(prefix.ids, return_index=True, return_inverse=True)
-    seen = first[which]
+    seen = first_seen(prefix.ids)
     return bool((position == position[seen]).all() and (before == before[seen])[position > 0].all())
 
 
@@ -81,7 +94,6 @@ def infinite_cache_hits(prefix: PrefixBlocks) -> NDArray[np.int64]:
     if len(prefix.ids) == 0:
         return np.zeros(len(prefix), dtype=np.int64)
     owner = np.repeat(np.arange(len(prefix)), prefix.counts())
-    _, first, which = np.unique(prefix.ids, return_index=True, return_inverse=True)
-    seen = owner[first][which] < owner
+    seen = owner[first_seen(prefix.ids)] < owner
     running = np.concatenate(([0], np.cumsum(seen)))
     return running[prefix.offsets[1:]] - running[prefix.offsets[:-1]]

@@ -11,13 +11,37 @@ from typing import Any
 
 from simulator.core.errors import TraceError
 from simulator.core.names import suggestion
-from traces.formats import azure, bailian, burstgpt, mooncake, servegen, table, timed_trace, vidur
+from traces.formats import (
+    azure,
+    bailian,
+    burstgpt,
+    mooncake,
+    ragpulse,
+    servegen,
+    sharegpt,
+    table,
+    timed_trace,
+    vidur,
+    weka,
+)
 from traces.formats.base import Format, Source, open_source, sample_of
 from traces.trace import Trace
 
 FORMATS: dict[str, Format] = {
     module.FORMAT.name: module.FORMAT
-    for module in (azure, bailian, burstgpt, mooncake, servegen, table, timed_trace, vidur)
+    for module in (
+        azure,
+        bailian,
+        burstgpt,
+        mooncake,
+        ragpulse,
+        servegen,
+        sharegpt,
+        table,
+        timed_trace,
+        vidur,
+        weka,
+    )
 }
 
 

@@ -223,14 +223,21 @@ class Rows:
         total = self.count + int(self.ok.sum())
         return (f"{self.count} of {total} rows skipped: {shown}{more}", *self.remarks)
 
-    def build(self, *, arrival: Floats, prompt_tokens: Ints, output_tokens: Ints, **optional: Any) -> Trace:
-        """The Trace of the rows that are left, in order of arrival (a stable sort, reported when it moves rows)."""
+    def build(
+        self, *, arrival: Floats, prompt_tokens: Ints, output_tokens: Ints, nested: bool = False, **optional: Any
+    ) -> Trace:
+        """The Trace of the rows that are left, in order of arrival (a stable sort, reported when it moves rows).
+
+        nested: the file holds conversations, so its rows are not meant to be in order of arrival.
+        """
         if not self.ok.any():
             first = f" ({self.notes()[0]})" if self.count else ""
             raise self.source.error(f"holds no usable request{first}")
         keep = np.flatnonzero(self.ok)
         late = np.flatnonzero(np.diff(arrival[keep]) < 0)
-        if len(late):
+        if nested:
+            keep = keep[np.argsort(arrival[keep], kind="stable")]
+        elif len(late):
             line = int(self.line[keep[late[0] + 1]])
             what = "arrives before the row above it"
             if self.source.strict:
