@@ -49,7 +49,7 @@ def diagnose(
         full = _what_is_full(records, max_num_seqs, max_num_batched_tokens)
         share = {name: float(seconds[waiting & mask].sum()) / queued for name, mask in full.items()}
         return _queueing(summary, share, queued / busy, _plateau(records, max_num_seqs))
-    return _not_queueing(summary)
+    return _not_queueing(summary, max_num_seqs)
 
 
 def _seconds_in_window(summary: Summary, records: SimulationRecords) -> Floats:
@@ -146,7 +146,7 @@ def _room(summary: Summary) -> bool:
     return (summary["engine"]["kv_usage"]["max"] or 0.0) < 0.9
 
 
-def _not_queueing(summary: Summary) -> Diagnosis:
+def _not_queueing(summary: Summary, max_num_seqs: int | None) -> Diagnosis:
     missed = missed_limits(summary)
     engine, parts = summary["engine"], summary["breakdown_mean_s"]
     if "ttft" in missed:
@@ -173,12 +173,14 @@ def _not_queueing(summary: Summary) -> Diagnosis:
             (f"{missed[0].upper()} misses its limit although nothing waits and prefills hardly interfere.",),
             ("Use a larger tensor_parallel_size, quantised weights or KV, or smaller batches on more replicas.",),
         )
+    batch = engine["batch_size_requests"]["max"] or 0
+    slots = f" of {max_num_seqs:,} slots" if max_num_seqs is not None else ""
     return Diagnosis(
         "nothing binds at this load",
         (
             (
-                f"Requests hardly wait, the engines are busy {_percent(engine['utilization'])} of the time and KV "
-                f"usage peaks at {_percent(engine['kv_usage']['max'])}."
+                f"Requests hardly wait; at most {batch:,.0f} requests{slots} share a batch, and the KV cache is at "
+                f"most {_percent(engine['kv_usage']['max'])} full."
             ),
         ),
         ("Offer more load, or try fewer or cheaper GPUs, to find where it begins to bind.",),

@@ -178,7 +178,10 @@ def _ttft(records: SimulationRecords, found: Analysis, slo: Slo | None, time: _T
     mean = np.bincount(which, weights=ttft, minlength=bins)[some] / count[some]
     worst = np.zeros(bins)
     np.maximum.at(worst, which, ttft)
-    limits = () if slo is None or slo.ttft_s is None else (Limit(slo.ttft_s, f"SLO {slo.ttft_s:g} s"),)
+    allowed = slo.ttft_s if slo is not None else None
+    near = allowed is not None and allowed < 3 * worst.max()  # a far limit would press the curves flat
+    limits = (Limit(allowed, f"SLO {allowed:g} s"),) if allowed is not None and near else ()
+    above = f" The SLO's {allowed:g} s lie far above." if allowed is not None and not near else ""
     x = axis.middle[some]
     svg = line_chart(
         [Series("mean", x, mean, 1), Series("slowest", x, worst[some], 5)],
@@ -188,7 +191,8 @@ def _ttft(records: SimulationRecords, found: Analysis, slo: Slo | None, time: _T
         x_range=time.reach,
         y_limits=limits,
     )
-    return Figure("TTFT by time of arrival", svg, "Flat: a steady state. Climbing: later requests wait ever longer.")
+    caption = f"Flat: a steady state. Climbing: later requests wait ever longer.{above}"
+    return Figure("TTFT by time of arrival", svg, caption)
 
 
 def _preemptions(records: SimulationRecords, time: _TimeAxis) -> Figure:

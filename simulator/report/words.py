@@ -230,6 +230,16 @@ def engine_rows(summary: Summary) -> list[tuple[str, str]]:
     ]
 
 
+def accuracy(provenance: dict[str, Any]) -> str:
+    """How far the step times can be trusted, for the top of the page: the calibration and its stated error."""
+    calibration = provenance.get("calibration")
+    if calibration is None:
+        return "not stated"
+    if not isinstance(calibration, dict):
+        return str(calibration)
+    return "; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in calibration.items())
+
+
 def provenance_rows(provenance: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Nested provenance as flat rows, ``command`` apart."""
     rows: list[tuple[str, str]] = []
@@ -240,7 +250,7 @@ def provenance_rows(provenance: dict[str, Any], prefix: str = "") -> list[tuple[
         if isinstance(value, dict):
             rows += provenance_rows(value, f"{name}: ")
         elif isinstance(value, list | tuple):
-            rows.append((name, ", ".join(str(item) for item in value)))
+            rows += [(name, ", ".join(str(item) for item in value))] if value else []
         else:
             rows.append((name, "not stated" if value is None else str(value)))
     return rows
