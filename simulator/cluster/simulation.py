@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.cluster.arrivals import Arrivals, Progress
-from simulator.cluster.clock import ARRIVAL, Clock
+from simulator.cluster.clock import Clock
 from simulator.cluster.replica import Replica
 from simulator.core.errors import ScenarioError
 from simulator.cost.interface import StepCost
@@ -99,10 +99,7 @@ def simulate(
     )
     replica = Replica(clock, engine, watched=arrivals.has_feedback)
     arrivals.start(replica.receive)
-    if horizon_s is None:
-        clock.run()
-    else:
-        clock.run(until=clock.at(horizon_s, ARRIVAL, lambda _: None))
+    clock.run(until=horizon_s)
     engine.run_until(inf if horizon_s is None else horizon_s)
     engine.close()
     return SimulationRecords(

@@ -1,0 +1,1 @@
+"""How fast the simulator is: fixed cases, measured in CPU-seconds."""

@@ -1,0 +1,132 @@
+"""Runs bench cases, each in a process of its own so that its peak memory is its own.
+
+Counted: building the cost model (its tables start empty), arrivals, scheduling, pricing, KV blocks and all records as
+arrays. Left out: starting Python, reading or generating the trace, and metrics, which are a function of the records.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from simulator.cluster.yardstick import timeouts_per_cpu_s
+from simulator.core.errors import UserError
+from simulator.core.names import suggestion
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One case. Rates are medians over the case's repeats."""
+
+    name: str
+    requests_per_cpu_s: float
+    steps_per_cpu_s: float
+    peak_rss_mb: float  # of the whole process, Python and libraries included
+    cpu_s: float
+    requests: int
+    steps: int
+    repeats: int
+    simpy_timeouts_per_cpu_s: float  # how fast this machine was just then: SimPy alone in the same process
+    about: str
+
+
+def cases() -> Mapping[str, Any]:
+    """Name -> case, in the order they run."""
+    found: Mapping[str, Any] = yaml.safe_load(files("simulator.bench").joinpath("cases.yaml").read_text("utf-8"))
+    return found
+
+
+def select(names: Sequence[str]) -> list[str]:
+    """The named cases, or all. Raises UserError for an unknown one."""
+    for name in names:
+        if name not in cases():
+            raise UserError(f"there is no bench case {name!r}.", remedy=suggestion(name, cases(), noun="cases"))
+    return list(names or cases())
+
+
+def trace_path(name: str, traces: Path | None) -> Path | None:
+    """The file a case needs, plain or gzipped: in the folder, or the one beside the repository."""
+    needed = cases()[name].get("needs")
+    if needed is None:
+        return None
+    shared = Path("..") / "shared" / "data" / "traces" / "azure-2023"
+    folders = [traces] if traces else [Path("scenarios") / "data", shared]
+    for folder in folders:
+        for suffix in ("", ".gz"):
+            if (folder / f"{needed}{suffix}").is_file():
+                return folder / f"{needed}{suffix}"
+    return None
+
+
+def measure(names: Sequence[str], traces: Path | None = None) -> Iterator[Measurement | tuple[str, str]]:
+    """Measure one case after the other; ``(name, reason)`` for one that cannot run here."""
+    for name in names:
+        path = trace_path(name, traces)
+        if cases()[name].get("needs") and path is None:
+            yield name, f"needs {cases()[name]['needs']} (give its folder with --traces)"
+            continue
+        command = [sys.executable, "-m", "simulator.bench.measure", name, *([str(path)] if path else [])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own module
+        if done.returncode:
+            raise RuntimeError(f"bench case {name} failed:\n{done.stderr}")
+        yield Measurement(**json.loads(done.stdout))
+
+
+def run_case(name: str, path: Path | None) -> Measurement:
+    """Measure one case in this process."""
+    from simulator.cluster import simulate
+    from simulator.scenario.build import build, make_trace
+    from simulator.scenario.load import anchored
+    from simulator.scenario.source import Source
+
+    case = cases()[name]
+    content = dict(case["scenario"])
+    if path is not None:
+        content["workload"] = {**content["workload"], "trace": {"path": str(path.resolve()), "format": "azure"}}
+    scenario = anchored(Source(f"bench case {name}", Path(), content))
+    trace = make_trace(scenario.workload, scenario.seed)
+    seconds: list[float] = []
+    yard: list[float] = []
+    steps = 0
+    for _ in range(case["repeats"]):
+        yard.append(timeouts_per_cpu_s())
+        gc.collect()
+        begin = time.process_time()
+        setup = build(scenario)
+        records = simulate(
+            trace, setup.args, setup.cost, setup.num_gpu_blocks, max_model_len=setup.args.max_model_len
+        )
+        seconds.append(time.process_time() - begin)
+        steps = int(records.steps.num_steps.sum())
+        del setup, records
+    cpu_s = statistics.median(seconds)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    return Measurement(
+        name=name,
+        requests_per_cpu_s=len(trace) / cpu_s,
+        steps_per_cpu_s=steps / cpu_s,
+        peak_rss_mb=peak,
+        cpu_s=cpu_s,
+        requests=len(trace),
+        steps=steps,
+        repeats=case["repeats"],
+        simpy_timeouts_per_cpu_s=statistics.median(yard),
+        about=case["about"],
+    )
+
+
+if __name__ == "__main__":
+    result = run_case(sys.argv[1], Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+    print(json.dumps(asdict(result)))  # noqa: T201 - read by ``measure``
