@@ -100,7 +100,10 @@ def test_azure_times_start_at_zero_and_keep_their_ticks(write):
 
 
 def test_azure_2024_has_time_zones(write):
-    text = AZURE.split("\n", maxsplit=1)[0] + "\n2024-05-10 00:00:00.009930+00:00,2162,5\n2024-05-10 00:00:01.009930+00:00,7,5\n"
+    text = (
+        AZURE.split("\n", maxsplit=1)[0]
+        + "\n2024-05-10 00:00:00.009930+00:00,2162,5\n2024-05-10 00:00:01.009930+00:00,7,5\n"
+    )
     assert read_trace(write("a.csv", text)).arrival.tolist() == [0.0, 1.0]
 
 
