@@ -195,8 +195,8 @@ def _plot_lengths(axis: Axes, trace: Trace) -> None:
         q = np.linspace(0, 1, 501)
         label = f"{name}: p50 {np.median(tokens):,.0f}, p99 {np.percentile(tokens, 99):,.0f}"
         axis.plot(np.quantile(tokens, q), q, color=color, lw=1.8, label=label)
-    axis.set(xscale="log", xlabel="tokens", ylabel="share", ylim=(0, 1))
-    axis.legend(edgecolor="none", framealpha=0.85, fontsize=9, loc="upper left")
+    axis.set(xscale="log", xlabel="tokens", ylabel="share", ylim=(0, 1.3), yticks=np.linspace(0, 1, 6))
+    axis.legend(frameon=False, fontsize=9, loc="upper left")  # in the room above 1
 
 
 def _plot_gaps(axis: Axes, trace: Trace, cv: float) -> None:
