@@ -105,9 +105,7 @@ def run_case(name: str, path: Path | None) -> Measurement:
         gc.collect()
         begin = time.process_time()
         setup = build(scenario)
-        records = simulate(
-            trace, setup.args, setup.cost, setup.num_gpu_blocks, max_model_len=setup.args.max_model_len
-        )
+        records = simulate(trace, setup.args, setup.cost, setup.num_gpu_blocks, max_model_len=setup.args.max_model_len)
         seconds.append(time.process_time() - begin)
         steps = int(records.steps.num_steps.sum())
         del setup, records

@@ -11,7 +11,9 @@ from simulator.cli.console import err, out, print_json, print_rows
 
 
 def bench(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[CASE]...", help="Cases to run; all by default.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[CASE]...", help="Cases to run; all by default.")
+    ] = None,
     traces: Annotated[Path | None, typer.Option(help="Folder with the real traces some cases need.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of measurements.")] = False,
     list_cases: Annotated[bool, typer.Option("--list", help="List the cases and leave.")] = False,

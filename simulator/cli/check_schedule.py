@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,7 @@ import typer
 from simulator.cli.console import out
 
 
-class Mode(str, Enum):
+class Mode(StrEnum):
     """How the replay advances."""
 
     span = "span"

@@ -96,7 +96,7 @@ class Arrivals:
         assert current is not None
         time = current[0]
         while current is not None and current[0] <= time:
-            _, row, prompt, output, priority, skipped = current
+            row, prompt, output, priority, skipped = current[1:]
             if skipped:
                 self._follow(row, time)
             else:

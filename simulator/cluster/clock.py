@@ -30,7 +30,7 @@ class Clock(Environment):
     def at(self, time: float, rank: int, callback: Callback) -> Event:
         """Run ``callback(event)`` at ``time``; a stale event is recognised by identity and ignored by its owner."""
         event = Alarm(callback)
-        heappush(self._queue, (time, rank, next(self._eid), event))
+        heappush(self._queue, (time, rank, next(self._eid), event))  # type: ignore[misc]  # rank is a plain int, simpy's a NewType
         return event
 
     @property

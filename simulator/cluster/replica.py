@@ -8,6 +8,7 @@ from simpy.events import Event
 
 from simulator.cluster.clock import PLAN, Clock
 from simulator.replica.engine import Engine
+from simulator.replica.pipeline import PipelineEngine
 from simulator.scheduling.request import Request
 
 
@@ -21,7 +22,7 @@ class Replica:
 
     __slots__ = ("_event", "clock", "engine", "watched")
 
-    def __init__(self, clock: Clock, engine: Engine, *, watched: bool) -> None:
+    def __init__(self, clock: Clock, engine: Engine | PipelineEngine, *, watched: bool) -> None:
         self.clock = clock
         self.engine = engine
         self.watched = watched

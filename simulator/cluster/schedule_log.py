@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +79,10 @@ class Comparison:
 def read_schedule_log(path: Path) -> ScheduleLog:
     """Parse a log. Raises TraceError naming file and line."""
     kinds: dict[str, list[dict[str, Any]]] = {"header": [], "request": [], "step": [], "result": []}
-    number = 0
+    number = 0  # of the line being read, for the message
     try:
         with gzip.open(path, "rt", encoding="utf8") if path.suffix == ".gz" else path.open(encoding="utf8") as lines:
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(lines, 1):  # noqa: B007
                 if line.strip():
                     ((kind, value),) = json.loads(line).items()
                     kinds[kind].append(value)
@@ -256,7 +256,8 @@ def _both_sides(theirs: Any, mine: Any) -> str:
             (i for i, (a, b) in enumerate(zip(theirs, mine, strict=False)) if a != b), min(len(theirs), len(mine))
         )
         shown = slice(max(same - 1, 0), same + 6)
-        return f"  log:       [{same}:] {theirs[shown]!r} ({len(theirs)})\n  simulator: [{same}:] {mine[shown]!r} ({len(mine)})"
+        theirs, mine = f"[{same}:] {theirs[shown]!r} of {len(theirs)}", f"[{same}:] {mine[shown]!r} of {len(mine)}"
+        return f"  log:       {theirs}\n  simulator: {mine}"
     return f"  log:       {theirs!r}\n  simulator: {mine!r}"
 
 

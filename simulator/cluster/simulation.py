@@ -15,9 +15,10 @@ from simulator.cost.interface import StepCost
 from simulator.kv.pool import BlockPool
 from simulator.kv.prefix import PrefixCache
 from simulator.replica.engine import Engine, Observer
+from simulator.replica.pipeline import PipelineEngine
 from simulator.replica.recorder import Recorder
 from simulator.replica.records import SimulationRecords
-from simulator.scheduling import POLICIES, EngineArgs, EngineState, Request
+from simulator.scheduling import POLICIES, EngineArgs, EngineState
 from traces.trace import Trace
 
 
@@ -87,24 +88,38 @@ def simulate(
         use_prefix=args.enable_prefix_caching,
         progress=progress,
     )
-    engine = Engine(
-        state,
-        policy,
-        cost,
-        recorder,
-        step_mode=step_mode,
-        sequential=sequential,
-        on_finish=arrivals.finished if arrivals.has_feedback else None,
-        observer=observer,
-    )
+    on_finish = arrivals.finished if arrivals.has_feedback else None
+    engine: Engine | PipelineEngine
+    if args.pipeline_parallel_size > 1:
+        engine = PipelineEngine(
+            state,
+            policy,
+            cost,
+            recorder,
+            stages=args.pipeline_parallel_size,
+            on_finish=on_finish,
+            observer=observer,
+        )
+    else:
+        engine = Engine(
+            state,
+            policy,
+            cost,
+            recorder,
+            step_mode=step_mode,
+            sequential=sequential,
+            on_finish=on_finish,
+            observer=observer,
+        )
     replica = Replica(clock, engine, watched=arrivals.has_feedback)
     arrivals.start(replica.receive)
     clock.run(until=horizon_s)
     engine.run_until(inf if horizon_s is None else horizon_s)
     engine.close()
+    steps = recorder.steps()
     return SimulationRecords(
         requests=recorder.requests(arrivals.arrival, trace.prompt_tokens, trace.output_tokens),
-        steps=recorder.steps(),
+        steps=steps,
         end=max(engine.busy_until, float(clock.now)) if horizon_s is None else horizon_s,
         num_gpu_blocks=(num_gpu_blocks,),
         block_size=args.block_size,

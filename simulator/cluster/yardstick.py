@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from simpy import Environment
 from simpy.events import Event
@@ -13,7 +13,7 @@ def timeouts_per_cpu_s(count: int = 100_000) -> float:
     """Timeouts per CPU-second of one SimPy process that does nothing else."""
     clock = Environment()
 
-    def tick() -> Iterator[Event]:
+    def tick() -> Generator[Event, object, None]:
         for _ in range(count):
             yield clock.timeout(1.0)
 

@@ -71,7 +71,9 @@ class PrefixCache(BlockPool):
         super().__init__(num_blocks, block_size)
         self.unit = unit
         self._index: dict[int, Run | list[Run]] = {}  # id -> instances, oldest first
-        order = Run((), 0, 0, set())  # sentinel (its ids are not ANONYMOUS) of the eviction order: order.next is evicted first
+        order = Run(
+            (), 0, 0, set()
+        )  # sentinel (its ids are not ANONYMOUS) of the eviction order: order.next is evicted first
         order.next = order.previous = order
         self._order = order
 

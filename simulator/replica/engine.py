@@ -16,12 +16,10 @@ from typing import Protocol
 
 from simulator.cost.interface import StepCost
 from simulator.replica.recorder import BUFFER, Recorder
-from simulator.replica.records import Status
+from simulator.replica.steps import apply_step, batch_sums, record_moves, record_unfinished, release_ended
 from simulator.scheduling.policy import Policy
 from simulator.scheduling.request import Request
 from simulator.scheduling.state import DECODE, EngineState, Step
-
-FINISHED = int(Status.FINISHED)
 
 
 class Observer(Protocol):
@@ -147,31 +145,15 @@ class Engine:
 
     def _release(self, now: float) -> None:
         """Let the requests go whose last step has ended."""
-        state = self.state
-        releasing = state.releasing
-        recorder = self._recorder
-        while releasing and releasing[0][0] <= now:
-            end, request = releasing.popleft()
-            row = request.row
-            recorder.finish[row] = end
-            recorder.status[row] = FINISHED
-            recorder.first_step[row] = request.first_token_step
-            recorder.last_step[row] = request.last_step
-            state.release(request)
-            if self.on_finish is not None:
-                self.on_finish(request, end)
+        release_ended(self.state, self._recorder, now, self.on_finish)
 
     def close(self) -> None:
         """Write down the requests still here; call once, when the simulation stops."""
         if self._row is not None:
             self._close_row()
         state = self.state
-        recorder = self._recorder
         self._release(inf)
-        for request in state.running:
-            if request.decoding:
-                recorder.first_step[request.row] = request.first_token_step
-                recorder.last_step[request.row] = state.token_steps
+        record_unfinished(state, self._recorder)
 
     # -- planning ----------------------------------------------------------------------------------------------
 
@@ -256,41 +238,19 @@ class Engine:
             self._close_row()
         self._version = -1
         recorder = self._recorder
+        state = self.state
         if step.admitted or step.preempted:
-            self._record_moves(step, now)
+            record_moves(state, step, recorder, now)
         if not (step.decodes or step.chunks):
             return begin  # everybody running gave way: somebody waiting fits now
-        state = self.state
-        held = self._hold_back(step) if step.held else []
-        batch = state.num_decodes if step.decodes else 0
-        context = state.computed_sum + batch if batch else 0
-        sampled = batch + len(step.completed)
-        windowed = state.windowed_sum if batch and state.window is not None else 0
-        seconds = self.cost.mixed(batch, context, windowed, step.chunks, sampled) + step.extra_s
-        end = begin + seconds
-        done: list[Request] = []
+        price = self.cost.mixed
+        batch = state.num_decodes - len(step.held) if step.decodes else 0
+        context, windowed = batch_sums(state, step) if batch else (0, 0)
+        seconds = price(batch, context, windowed, step.chunks, batch + len(step.completed)) + step.extra_s
+        self.busy_until = end = begin + seconds
+        apply_step(state, step, self._recorder, end, self.last_token_time)
         if batch:
             self.last_token_time = end
-            if state.advance(1):
-                done = state.ended()
-        for request, left in held:
-            state.join(request, left)
-        for request in step.completed:
-            row = request.row
-            if request.target == request.prompt_tokens:
-                recorder.first_token[row] = end
-            recorder.range_start[row] = end
-            left = request.prompt_tokens + request.output_tokens - request.target - 1
-            if left > 0:
-                state.join(request, left)
-            else:
-                request.first_token_step = request.last_step = state.token_steps
-                done.append(request)
-        if done:
-            if len(done) > 1:
-                done.sort(key=_order)
-            state.releasing.extend([(end, request) for request in done])
-        self.busy_until = end
         recorder.mixed_buffer.extend(
             (
                 begin,
@@ -307,39 +267,6 @@ class Engine:
         )
         return begin if self._lead else end
 
-    def _record_moves(self, step: Step, now: float) -> None:
-        """Write down who was admitted and who was preempted."""
-        recorder = self._recorder
-        for request in step.preempted:
-            row = request.row
-            recorder.preemptions[row] = request.preemptions
-            if request.first_token_step >= 0:
-                self._close_range(request)
-                request.first_token_step = -1
-        for request in step.admitted:
-            if not request.preemptions:
-                row = request.row
-                recorder.scheduled[row] = now
-                recorder.cached[row] = request.cached_tokens
-
-    def _close_range(self, request: Request) -> None:
-        """A request stops decoding before it is done: its token steps so far are a range of their own."""
-        row = request.row
-        first = request.first_token_step
-        self._recorder.extra_ranges.append((row, first, self.state.token_steps, self._recorder.range_start[row]))
-
-    def _hold_back(self, step: Step) -> list[tuple[Request, int]]:
-        """Decoding requests that this step leaves out: their range of token steps ends here and resumes after it."""
-        held: list[tuple[Request, int]] = []
-        state = self.state
-        for request in step.held:
-            if request.first_token_step < state.token_steps:
-                self._close_range(request)
-                self._recorder.range_start[request.row] = self.last_token_time
-            held.append((request, request.last_step - state.token_steps))
-            state.leave(request)
-        return held
-
     def _close_row(self) -> None:
         """Write the row of the span that ends."""
         assert self._row is not None
@@ -352,7 +279,3 @@ class Engine:
             buffer.extend((self._begin, first, increment, context, self._steps_done, batch, waiting, running, free))
             if len(buffer) > BUFFER:
                 self._recorder.flush()
-
-
-def _order(request: Request) -> int:
-    return request.order

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.replica.records import RequestRecords, Status, StepRecords
+from simulator.scheduling.state import LANE_STEPS
 
 NEVER = float("nan")
 
@@ -17,11 +18,13 @@ class Recorder:
     """Typed arrays: 8 bytes a time, 4 a count. One row per request, one per span of equal steps."""
 
     __slots__ = (
+        "_bases",
         "cached",
         "extra_ranges",
         "finish",
         "first_step",
         "first_token",
+        "lanes",
         "last_step",
         "mixed",
         "mixed_buffer",
@@ -53,6 +56,7 @@ class Recorder:
         self.mixed_buffer: list[float] = []
         self.spans: list[array[float]] = []
         self.mixed: list[array[float]] = []
+        self.lanes = array("b")  # of each row of MIXED, for engines with several batches in flight
 
     def flush(self) -> None:
         """Move buffered rows to the arrays."""
@@ -85,6 +89,7 @@ class Recorder:
 
         num_steps, num_decodes = count("num_steps", 1), count("num_decodes")
         token_steps = np.where(num_decodes > 0, num_steps, 0)
+        lanes = np.frombuffer(self.lanes, dtype=np.int8)[order] if self.lanes else np.zeros(len(order), dtype=np.int8)
         return StepRecords(
             replica=np.full(len(order), replica, dtype=np.int64),
             start=column("start"),
@@ -92,7 +97,7 @@ class Recorder:
             increment=column("increment"),
             num_steps=num_steps,
             num_decodes=num_decodes,
-            first_token_step=np.cumsum(token_steps) - token_steps,
+            first_token_step=self._first_token_steps(token_steps, lanes),
             prefill_tokens=count("prefill_tokens"),
             num_prefills=count("num_prefills"),
             context_tokens=column("context"),
@@ -102,8 +107,26 @@ class Recorder:
             preempted=count("preempted"),
         )
 
+    def _first_token_steps(self, token_steps: NDArray[np.int64], lanes: NDArray[np.int8]) -> NDArray[np.int64]:
+        """Number token steps: those of lane 0, then those of lane 1, ... (a lane's own are consecutive)."""
+        first = np.empty(len(token_steps), dtype=np.int64)
+        self._bases = np.zeros(int(lanes.max(initial=0)) + 1, dtype=np.int64)
+        base = 0
+        for lane in range(len(self._bases)):
+            mine = lanes == lane
+            ends = base + np.cumsum(token_steps[mine])
+            first[mine] = ends - token_steps[mine]
+            self._bases[lane] = base
+            base = int(ends[-1]) if len(ends) else base
+        return first
+
+    def _number(self, token_step: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Token step counts of lanes as ``_first_token_steps`` numbers them."""
+        lane = np.minimum(token_step // LANE_STEPS, len(self._bases) - 1)
+        return np.asarray(token_step - lane * LANE_STEPS + self._bases[lane])
+
     def requests(self, arrival: NDArray[np.float64], prompt: Any, output: Any) -> RequestRecords:
-        """Request columns; ``arrival``, ``prompt`` and ``output`` in trace order."""
+        """Request columns; ``arrival``, ``prompt`` and ``output`` in trace order. Call ``steps`` first."""
 
         def column(values: array[Any]) -> NDArray[np.int64]:
             return np.frombuffer(values, dtype=np.dtype(values.typecode)).astype(np.int64)
@@ -112,6 +135,7 @@ class Recorder:
             return np.frombuffer(values, dtype=np.float64).copy()
 
         extra = np.array(self.extra_ranges, dtype=np.float64).reshape(-1, 4)
+        extra[:, 1:3] = self._number(extra[:, 1:3].astype(np.int64))
         return RequestRecords(
             arrival=arrival,
             scheduled=times(self.scheduled),
@@ -123,14 +147,24 @@ class Recorder:
             preemptions=column(self.preemptions),
             status=column(self.status),
             replica=column(self.replica),
-            first_token_step=column(self.first_step),
-            last_token_step=column(self.last_step),
+            first_token_step=self._number(column(self.first_step)),
+            last_token_step=self._number(column(self.last_step)),
             extra_ranges=extra[np.lexsort((extra[:, 1], extra[:, 0]))],
             range_start=times(self.range_start),
         )
 
 
-SPAN = ("start", "step", "increment", "context", "num_steps", "num_decodes", "num_waiting", "num_running", "free_blocks")
+SPAN = (
+    "start",
+    "step",
+    "increment",
+    "context",
+    "num_steps",
+    "num_decodes",
+    "num_waiting",
+    "num_running",
+    "free_blocks",
+)
 BUFFER = 1 << 15  # numbers
 MIXED = (
     "start",

@@ -63,8 +63,8 @@ class EngineSpec:
     """Order of the waiting queue."""
     tensor_parallel_size: Positive = 1
     """GPUs that share each layer."""
-    pipeline_parallel_size: Annotated[int, Field(strict=True, ge=1, le=1)] = 1
-    """GPUs that share the layers in sequence. Only 1 is simulated so far."""
+    pipeline_parallel_size: Annotated[int, Field(strict=True, ge=1, le=15)] = 1
+    """GPUs that share the layers in sequence; as many batches are in flight."""
     enable_expert_parallel: Bool = False
     """Spread a mixture-of-experts model's experts over the tensor-parallel ranks instead of cutting each."""
     enforce_eager: Bool = False

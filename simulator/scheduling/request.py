@@ -18,6 +18,7 @@ class Request:
         "computed",
         "decoding",
         "first_token_step",
+        "lane",
         "last_step",
         "offset",
         "order",
@@ -29,9 +30,10 @@ class Request:
         "table",
         "target",
     )
-    # Set when the request joins: order, the admission number; cached_tokens, its prefix hit; offset, first_token_step and last_step (the token step
-    # count at which its last token is made) when it starts to decode.
+    # Set when the request is admitted: order, the admission number, and cached_tokens, its prefix hit. When it starts
+    # to decode: lane, the batch it decodes in; offset; first_token_step; last_step, the token step count at its end.
     cached_tokens: int
+    lane: int
     order: int
     offset: int
     last_step: int

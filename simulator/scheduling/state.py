@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections import deque
 from heapq import heappop, heappush
+from itertools import count
 from typing import Protocol
 
 from simulator.kv.pool import BlockPool
 from simulator.kv.prefix import NO_HIT, BlockTable, Hit, PrefixCache
 from simulator.scheduling.args import EngineArgs
 from simulator.scheduling.request import Request
+
+LANE_STEPS = 1 << 27  # more token steps than one batch ever makes
 
 
 class Queue(Protocol):
@@ -73,6 +76,8 @@ class EngineState:
         "caching",
         "computed_sum",
         "growing",
+        "lane",
+        "lanes",
         "last_decode_order",
         "num_decodes",
         "phase",
@@ -102,7 +107,7 @@ class EngineState:
         self.token_steps = 0
         self.batch_version = 0  # changes whenever the decoding batch does
         self.last_decode_order = -1  # upper bound on ``order`` of the decoding requests
-        self.admissions = 0
+        self.admissions = count()
         self.tokens_recomputed = 0
         self._ends: list[tuple[int, int, Request]] = []
         self.phase = [0] * self.block_size
@@ -111,6 +116,18 @@ class EngineState:
         self.growing = 0  # decoding requests shorter than the window
         self._window_sum = 0  # tokens computed, over those
         self._crossings: list[tuple[int, int, Request]] = []
+        self.lane = 0
+        self.lanes = [self]  # the batches that share these queues and blocks: one per pipeline stage
+
+    def add_lane(self) -> EngineState:
+        """Another decoding batch over the same queues and blocks, for a pipeline with several batches in flight."""
+        lane = EngineState(self.args, self.pool, window=self.window, grows=self._grows)
+        for shared in ("waiting", "running", "prefilling", "releasing", "admissions", "lanes"):
+            setattr(lane, shared, getattr(self, shared))
+        lane.lane = len(self.lanes)
+        lane.token_steps = lane.lane * LANE_STEPS  # counts of different lanes stay apart in the records
+        self.lanes.append(lane)
+        return lane
 
     # -- prompts -----------------------------------------------------------------------------------------------
 
@@ -126,8 +143,7 @@ class EngineState:
         if hit is not NO_HIT:
             assert isinstance(self.pool, PrefixCache) and request.table is not None
             self.pool.hold(request.table, hit)
-        request.order = self.admissions
-        self.admissions += 1
+        request.order = next(self.admissions)
         request.computed = request.cached_tokens = hit.blocks * self.block_size
         self.running[request] = None
         self.prefilling[request] = None
@@ -166,6 +182,7 @@ class EngineState:
         steps = self.token_steps
         computed = request.computed
         request.decoding = True
+        request.lane = self.lane
         request.offset = computed - steps
         request.last_step = steps + left
         request.first_token_step = steps
@@ -316,7 +333,7 @@ class EngineState:
         """
         ended = not request.decoding and request not in self.prefilling
         if request.decoding:
-            self.leave(request)
+            self.lanes[request.lane].leave(request)
         else:
             self.prefilling.pop(request, None)
         computed = request.computed

@@ -9,6 +9,8 @@ from simulator.scheduling.queues import PriorityQueue
 from simulator.scheduling.request import Request
 from simulator.scheduling.state import DECODE, EngineState, Step
 
+Shares = dict[Request, tuple[int, int]]  # tokens and blocks given to running requests in this step
+
 
 @POLICIES.register("vllm")
 class Vllm:
@@ -133,39 +135,23 @@ class Vllm:
         threshold = self._threshold(state)
         pool = state.pool
         budget = self.budget
-        size = state.block_size
-        given: dict[Request, tuple[int, int]] = {}  # request -> (tokens, blocks)
+        given: Shares = {}
         for request in list(state.running):
-            if request not in state.running:
-                continue  # preempted by one before it
             if budget <= 0:
                 break
-            if request.decoding:
-                tokens = 1
-                blocks = 0 if (request.offset + state.token_steps) % size else 1
-            elif request in state.prefilling:
-                tokens = request.target - request.computed
-                if 0 < threshold < tokens:
-                    tokens = threshold
-                tokens = min(tokens, budget)
-                blocks = state.blocks_for(request, tokens)
-            else:
-                continue  # its last token is on the way
-            while pool.free < blocks:
-                victim = self._victim(state)
-                scheduled, _ = given.pop(victim, (0, 0))
-                budget += scheduled
-                state.preempt(victim, step, scheduled)
-                if victim is request:
-                    break
+            tokens, blocks = self._share(state, request, budget, threshold)
+            if not tokens:
+                continue
+            budget += self._make_room(state, step, request, blocks, given)
             if request in state.running:
                 pool.take(blocks)
                 given[request] = (tokens, blocks)
                 budget -= tokens
             elif not self.by_priority:
                 break  # it preempted itself; the ones after it were preempted before
-        step.held = [r for r in state.running if r.decoding and r not in given]
-        step.decodes = state.num_decodes > len(step.held)
+        mine = [r for r in state.running if r.decoding and r.lane == state.lane]
+        step.held = [request for request in mine if request not in given]
+        step.decodes = len(mine) > len(step.held)
         for request, (tokens, blocks) in given.items():
             if not request.decoding:
                 pool.give_back(blocks)  # ``chunk`` takes them
@@ -174,6 +160,31 @@ class Vllm:
             self._admit(state, step, budget, threshold)
         pool.give_back(sum(blocks for request, (_, blocks) in given.items() if request.decoding))  # as in ``schedule``
         return step if step.decodes or step.chunks or step.preempted else None
+
+    @staticmethod
+    def _share(state: EngineState, request: Request, budget: int, threshold: int) -> tuple[int, int]:
+        """Tokens a request gets from what is left of the budget, and the blocks they take. (0, 0): none of its own."""
+        if request.decoding:
+            if request.lane != state.lane:
+                return 0, 0  # in flight in another batch of the pipeline
+            return 1, 0 if (request.offset + state.token_steps) % state.block_size else 1
+        if request not in state.prefilling:
+            return 0, 0  # preempted by one before it, or its last token is on the way
+        tokens = request.target - request.computed
+        if 0 < threshold < tokens:
+            tokens = threshold
+        tokens = min(tokens, budget)
+        return tokens, state.blocks_for(request, tokens)
+
+    def _make_room(self, state: EngineState, step: Step, request: Request, blocks: int, given: Shares) -> int:
+        """Preempt until ``request`` can take ``blocks``, itself in the end; returns the budget that frees."""
+        freed = 0
+        while state.pool.free < blocks and request in state.running:
+            victim = self._victim(state)
+            scheduled, _ = given.pop(victim, (0, 0))
+            freed += scheduled
+            state.preempt(victim, step, scheduled)
+        return freed
 
     def _victim(self, state: EngineState) -> Request:
         if self.by_priority:

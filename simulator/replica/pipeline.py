@@ -1,0 +1,144 @@
+"""An engine whose model is cut into pipeline stages, with as many batches in flight as stages.
+
+Batches pass the stages in order, each stage one at a time: batch ``k`` enters stage ``s`` when it has left stage
+``s - 1`` and batch ``k - 1`` has left stage ``s``. A request is in at most one batch for its next token, so every
+batch in flight is a *lane* with decodes of its own; a prompt's chunks may follow each other in consecutive batches.
+This is vLLM's batch queue of ``pipeline_parallel_size`` (``v1/engine/core.py``, ``step_with_batch_queue``): arrivals
+are seen when a batch comes out, or at once when the engine is idle. Asynchronous scheduling changes nothing here: the
+batches in flight already hide the scheduler. Steps are planned one by one; only whole batches are priced.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from math import inf
+
+from simulator.cost.interface import StepCost
+from simulator.replica.engine import Observer
+from simulator.replica.recorder import Recorder
+from simulator.replica.steps import (
+    OnFinish,
+    apply_step,
+    batch_sums,
+    record_moves,
+    record_unfinished,
+    release_ended,
+)
+from simulator.scheduling.policy import Policy
+from simulator.scheduling.request import Request
+from simulator.scheduling.state import EngineState, Step
+
+
+class PipelineEngine:
+    """Same calls as ``Engine``. ``cost`` prices one stage, its send to the next one included."""
+
+    __slots__ = (
+        "_flying",
+        "_free",
+        "_last_token_time",
+        "_recorder",
+        "_stages",
+        "busy_until",
+        "cost",
+        "observer",
+        "on_finish",
+        "policy",
+        "state",
+        "wake_time",
+    )
+
+    def __init__(
+        self,
+        state: EngineState,
+        policy: Policy,
+        cost: StepCost,
+        recorder: Recorder,
+        *,
+        stages: int,
+        on_finish: OnFinish | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self.state = state
+        self.policy = policy
+        self.cost = cost
+        self.on_finish = on_finish
+        self.observer = observer
+        self.wake_time = inf
+        self.busy_until = 0.0
+        self._recorder = recorder
+        self._stages = [0.0] * stages  # s, when each stage is free
+        self._flying: deque[tuple[float, EngineState]] = deque()  # (when the batch comes out, its lane)
+        policy.prepare(state)
+        self._free = deque([state, *(state.add_lane() for _ in range(stages - 1))])
+        self._last_token_time = [0.0] * stages  # s, per lane
+
+    def add(self, request: Request, now: float) -> bool:
+        """Queue a request. True when ``wake_time`` has changed."""
+        self.policy.arrive(self.state, request)
+        if self.wake_time == inf:
+            self.wake_time = now
+            return True
+        return False
+
+    def run_until(self, time: float) -> None:
+        """Do all that happens before ``time``."""
+        now = self.wake_time
+        while now < time:
+            if self._flying and self._flying[0][0] <= now:
+                self._free.appendleft(self._flying.popleft()[1])
+            release_ended(self.state, self._recorder, now, self.on_finish)
+            if self.observer is not None:
+                self.observer.settled(now, self.state)
+            while self._free and self._plan(self._free[0], now):
+                self._flying.append((self.busy_until, self._free.popleft()))
+            now = self._flying[0][0] if self._flying else inf
+            self.wake_time = now
+
+    def close(self) -> None:
+        """Write down the requests still here; call once, when the simulation stops."""
+        release_ended(self.state, self._recorder, inf, self.on_finish)
+        record_unfinished(self.state, self._recorder)
+
+    def _plan(self, lane: EngineState, now: float) -> bool:
+        """Plan, price and apply one batch; False when there is nothing to compute."""
+        while True:
+            step = self.policy.schedule(lane)
+            if step is None:
+                return False
+            if self.observer is not None:
+                self.observer.planned(now, now, step, lane)
+            record_moves(lane, step, self._recorder, now)
+            if step.decodes or step.chunks:
+                break
+            if self._flying:
+                return False  # somebody gave way; what that made room for is seen when the next batch comes out
+        batch = lane.num_decodes - len(step.held) if step.decodes else 0
+        context, windowed = batch_sums(lane, step) if batch else (0, 0)
+        seconds = self.cost.mixed(batch, context, windowed, step.chunks, batch + len(step.completed)) + step.extra_s
+        end = now
+        for stage, free in enumerate(self._stages):
+            end = self._stages[stage] = max(end, free) + seconds
+        apply_step(lane, step, self._recorder, end, self._last_token_time[lane.lane])
+        if batch:
+            self._last_token_time[lane.lane] = end
+        self.busy_until = end
+        self._write_row(lane, step, batch, context, end - seconds, seconds)
+        return True
+
+    def _write_row(self, lane: EngineState, step: Step, batch: int, context: int, start: float, seconds: float) -> None:
+        """The row is the batch's time in the last stage: rows do not overlap, and tokens come at their end."""
+        self._recorder.lanes.append(lane.lane)
+        self._recorder.mixed_buffer.extend(
+            (
+                start,
+                seconds,
+                context,
+                batch,
+                step.prefill_tokens,
+                len(step.chunks),
+                len(lane.waiting),
+                len(lane.running),
+                lane.pool.free,
+                len(step.preempted),
+            )
+        )
