@@ -1,0 +1,159 @@
+"""The prefix cache keeps runs of blocks; whatever happens, it must act as if it kept every block by itself."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulator.kv.pool import BlockPool
+from simulator.kv.prefix import ANONYMOUS, BlockTable, PrefixCache, Run
+
+_spec = importlib.util.spec_from_file_location("block_by_block", Path(__file__).with_name("block_by_block.py"))
+assert _spec is not None
+assert _spec.loader is not None
+_module = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_module)
+BlockByBlock = _module.BlockByBlock
+
+
+@dataclass
+class Sequence:
+    """A request in both worlds. ``ids`` are chained: they name a whole prefix."""
+
+    number: int
+    ids: list[int]
+    total: int  # blocks it will ever fill
+    unit: int
+    table: BlockTable = field(init=False)
+    blocks: list[Any] = field(default_factory=list)  # of the reference
+    held: int = 0
+    full: int = 0
+
+    def __post_init__(self) -> None:
+        self.table = BlockTable(self.ids)
+
+    @property
+    def keys(self) -> list[Any]:
+        keyed = [(i, offset) for i in self.ids for offset in range(self.unit)]
+        return keyed + [("own", self.number, k) for k in range(self.total - len(keyed))]
+
+
+def check_consistency(cache: PrefixCache) -> None:
+    """The eviction order holds exactly the cached free blocks, and the index points at live runs."""
+    total, run = 0, cache._order.next
+    order: list[Run] = []
+    while run is not cache._order:
+        assert run is not None
+        assert run.hi > run.lo
+        assert not run.holders
+        total += run.hi - run.lo
+        order.append(run)
+        run = run.next
+    assert total == cache.cached <= cache.free <= cache.num_blocks
+    for block_id, found in cache._index.items():
+        for live in [found] if isinstance(found, Run) else found:
+            at = list(live.ids).index(block_id) * cache.unit
+            assert live.lo < at + cache.unit
+            assert live.hi > at
+            assert live.holders or live in order
+
+
+actions = st.lists(
+    st.tuples(
+        st.sampled_from(["admit", "admit", "grow", "grow", "finish", "preempt"]), st.integers(0, 9), st.integers(1, 5)
+    ),
+    min_size=1,
+    max_size=80,
+)
+
+
+@pytest.mark.parametrize("unit", [1, 3])
+@settings(max_examples=400, deadline=None)
+@given(actions=actions, num_blocks=st.integers(4, 24))
+def test_runs_act_like_single_blocks(unit: int, actions: list[tuple[str, int, int]], num_blocks: int) -> None:
+    cache = PrefixCache(num_blocks, 16, unit)
+    reference = BlockByBlock(num_blocks)
+    running: list[Sequence] = []
+    waiting: list[Sequence] = []
+    # Prefixes share: documents are paths in a small tree of chained ids.
+    for number, (action, pick, size) in enumerate(actions):
+        if action == "admit":
+            if waiting and pick % 2:
+                sequence = waiting.pop(0)
+            else:
+                depth = size % 4
+                ids = [(pick // 3) * 100 + level * 10 + (pick % (level + 1)) for level in range(depth)]
+                ids = [hash(tuple(ids[: level + 1])) for level in range(depth)]
+                sequence = Sequence(number, ids, depth * unit + size, unit)
+            limit = max(sequence.total - 1, 0)
+            hit = cache.lookup(sequence.table, limit)
+            found = reference.lookup(sequence.keys, limit)
+            assert hit.blocks == len(found)
+            assert hit.free_blocks == sum(block.refs == 0 for block in found)
+            take = min(size, sequence.total - hit.blocks)
+            if take + hit.free_blocks > cache.free:
+                waiting.append(sequence)
+                continue
+            cache.hold(sequence.table, hit)
+            reference.hold(found)
+            sequence.blocks, sequence.held = list(found), hit.blocks
+            cache.take(take)
+            sequence.blocks += reference.take(take)
+            sequence.held += take
+            running.append(sequence)
+        elif not running:
+            continue
+        else:
+            sequence = running[pick % len(running)]
+            if action == "grow":
+                take = min(size, sequence.total - sequence.held)
+                if take > cache.free:
+                    continue
+                cache.take(take)
+                sequence.blocks += reference.take(take)
+                sequence.held += take
+        if action in ("admit", "grow"):  # all but the newest block are full
+            sequence.full = max(sequence.held - pick % 2, len(sequence.blocks) - sequence.held, 0)
+            cache.cache(sequence.table, sequence.full)
+            keyed = min(sequence.full, len(sequence.ids) * unit)
+            reference.cache(sequence.blocks, sequence.keys, keyed)
+        else:
+            running.remove(sequence)
+            returns = action == "preempt"
+            full = sequence.held - pick % 2
+            full = max(full, sum(run.hi - run.lo for run in sequence.table.runs))
+            reference.cache(sequence.blocks, sequence.keys, full)
+            cache.cache(sequence.table, full)
+            cache.release(sequence.table, sequence.held, full, returns=returns)
+            reference.release(sequence.blocks)
+            sequence.blocks, sequence.held = [], 0
+            if returns:
+                waiting.append(sequence)
+        assert (cache.free, cache.cached) == (reference.free, reference.cached)
+        check_consistency(cache)
+
+
+def test_a_pool_never_lends_more_than_it_has() -> None:
+    pool = BlockPool(3, 16)
+    pool.take(2)
+    with pytest.raises(RuntimeError, match="2 blocks asked for, 1 free"):
+        pool.take(2)
+    assert pool.free == 1
+
+
+def test_content_nobody_can_hit_is_one_run_in_the_eviction_order() -> None:
+    cache = PrefixCache(100, 16)
+    for _ in range(20):
+        cache.take(5)
+        cache.release(None, 5, 4, returns=False)
+    run = cache._order.next
+    assert run is not None
+    assert run.ids is ANONYMOUS
+    assert run.next is cache._order
+    assert (cache.free, cache.cached) == (100, 80)
