@@ -93,7 +93,7 @@ def _kv(result: Result, engine: dict[str, Any]) -> str:
     tokens = engine["num_gpu_blocks"][0] * engine["block_size"]
     parts = [f"{tokens:,} tokens ({format_bytes(result.setup.memory.kv_cache_bytes)})"]
     parts.append(f"{_percent(engine['kv_usage']['mean'])} used")
-    if result.scenario.engine.enable_prefix_caching and result.trace.prefix is not None:
+    if result.setup.args.enable_prefix_caching and result.trace.prefix is not None:
         parts.append(f"{_percent(engine['prefix_hit_ratio_run'])} prefix hits")
     parts.append(f"{engine['preemptions']:,} preemptions")
     return ", ".join(parts)

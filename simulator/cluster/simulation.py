@@ -18,7 +18,7 @@ from simulator.replica.engine import Engine, Observer
 from simulator.replica.pipeline import PipelineEngine
 from simulator.replica.recorder import Recorder
 from simulator.replica.records import SimulationRecords
-from simulator.scheduling import POLICIES, EngineArgs, EngineState
+from simulator.scheduling import POLICIES, EngineArgs, EngineState, resolve
 from traces.trace import Trace
 
 
@@ -49,6 +49,86 @@ def _never_fits(trace: Trace, capacity: int, max_model_len: int) -> NDArray[np.b
     return np.asarray(trace.prompt_tokens + trace.output_tokens > longest)
 
 
+class Simulation:
+    """One replica, its engine and its requests, ready to run once; ``state`` and ``engine`` may be looked at after."""
+
+    def __init__(
+        self,
+        trace: Trace,
+        args: EngineArgs,
+        cost: StepCost,
+        num_gpu_blocks: int,
+        *,
+        max_model_len: int = 0,
+        closed_loop_users: int | None = None,
+        horizon_s: float | None = None,
+        step_mode: bool = False,
+        progress: Progress | None = None,
+        observer: Observer | None = None,
+        sequential: bool = False,
+    ) -> None:
+        """Arguments and errors of ``simulate``."""
+        args = resolve(args)
+        policy = POLICIES.get(args.policy)(args)
+        self.trace, self.num_gpu_blocks, self.horizon_s = trace, num_gpu_blocks, horizon_s
+        self.clock = Clock()
+        self.state = state = make_state(args, num_gpu_blocks, cost, trace, grows=policy.grows)
+        self.recorder = Recorder(len(trace))
+        rejected = _never_fits(trace, state.pool.num_blocks * args.block_size, max_model_len or args.max_model_len)
+        self.recorder.reject(rejected)
+        self.arrivals = Arrivals(
+            self.clock,
+            trace,
+            skip=rejected,
+            users=closed_loop_users,
+            block_size=args.block_size,
+            use_prefix=bool(args.enable_prefix_caching),
+            progress=progress,
+        )
+        on_finish = self.arrivals.finished if self.arrivals.has_feedback else None
+        self.engine: Engine | PipelineEngine
+        if args.pipeline_parallel_size > 1:
+            self.engine = PipelineEngine(
+                state,
+                policy,
+                cost,
+                self.recorder,
+                stages=args.pipeline_parallel_size,
+                on_finish=on_finish,
+                observer=observer,
+            )
+        else:
+            self.engine = Engine(
+                state,
+                policy,
+                cost,
+                self.recorder,
+                step_mode=step_mode,
+                sequential=sequential,
+                on_finish=on_finish,
+                observer=observer,
+            )
+
+    def run(self) -> SimulationRecords:
+        """Run the clock, return what happened."""
+        trace, engine, horizon_s = self.trace, self.engine, self.horizon_s
+        replica = Replica(self.clock, engine, watched=self.arrivals.has_feedback)
+        self.arrivals.start(replica.receive)
+        self.clock.run(until=horizon_s)
+        engine.run_until(inf if horizon_s is None else horizon_s)
+        engine.close()
+        steps = self.recorder.steps()
+        return SimulationRecords(
+            requests=self.recorder.requests(self.arrivals.arrival, trace.prompt_tokens, trace.output_tokens),
+            steps=steps,
+            end=max(engine.busy_until, float(self.clock.now)) if horizon_s is None else horizon_s,
+            num_gpu_blocks=(self.num_gpu_blocks,),
+            block_size=self.state.block_size,
+            num_events=self.clock.num_events,
+            tokens_recomputed=self.state.tokens_recomputed,
+        )
+
+
 def simulate(
     trace: Trace,
     args: EngineArgs,
@@ -66,63 +146,23 @@ def simulate(
     """Serve ``trace`` on one replica.
 
     num_gpu_blocks: KV blocks as vLLM counts them (its null block included).
-    max_model_len: requests whose prompt and output exceed it are rejected (0: no limit).
+    max_model_len: requests whose prompt and output exceed it are rejected (0: that of ``args``, where 0 is no limit).
     closed_loop_users: ignore arrival times; so many users send one request after the other.
     horizon_s: stop then, with requests in flight; None: until every request has ended.
     step_mode: plan every step on its own instead of in spans; same records.
     observer: watches every plan; sequential: see ``Engine``.
-    Raises ScenarioError when trace and engine do not fit together.
+    Raises ScenarioError when trace and engine do not fit together, PolicyError when policy and arguments do not.
     """
-    clock = Clock()
-    policy = POLICIES.get(args.policy)(args)
-    state = make_state(args, num_gpu_blocks, cost, trace, grows=policy.grows)
-    recorder = Recorder(len(trace))
-    rejected = _never_fits(trace, state.pool.num_blocks * args.block_size, max_model_len)
-    recorder.reject(rejected)
-    arrivals = Arrivals(
-        clock,
+    return Simulation(
         trace,
-        skip=rejected,
-        users=closed_loop_users,
-        block_size=args.block_size,
-        use_prefix=args.enable_prefix_caching,
+        args,
+        cost,
+        num_gpu_blocks,
+        max_model_len=max_model_len,
+        closed_loop_users=closed_loop_users,
+        horizon_s=horizon_s,
+        step_mode=step_mode,
         progress=progress,
-    )
-    on_finish = arrivals.finished if arrivals.has_feedback else None
-    engine: Engine | PipelineEngine
-    if args.pipeline_parallel_size > 1:
-        engine = PipelineEngine(
-            state,
-            policy,
-            cost,
-            recorder,
-            stages=args.pipeline_parallel_size,
-            on_finish=on_finish,
-            observer=observer,
-        )
-    else:
-        engine = Engine(
-            state,
-            policy,
-            cost,
-            recorder,
-            step_mode=step_mode,
-            sequential=sequential,
-            on_finish=on_finish,
-            observer=observer,
-        )
-    replica = Replica(clock, engine, watched=arrivals.has_feedback)
-    arrivals.start(replica.receive)
-    clock.run(until=horizon_s)
-    engine.run_until(inf if horizon_s is None else horizon_s)
-    engine.close()
-    steps = recorder.steps()
-    return SimulationRecords(
-        requests=recorder.requests(arrivals.arrival, trace.prompt_tokens, trace.output_tokens),
-        steps=steps,
-        end=max(engine.busy_until, float(clock.now)) if horizon_s is None else horizon_s,
-        num_gpu_blocks=(num_gpu_blocks,),
-        block_size=args.block_size,
-        num_events=clock.num_events,
-        tokens_recomputed=state.tokens_recomputed,
-    )
+        observer=observer,
+        sequential=sequential,
+    ).run()

@@ -240,7 +240,7 @@ class Engine:
         recorder = self._recorder
         state = self.state
         if step.admitted or step.preempted:
-            record_moves(state, step, recorder, now)
+            record_moves(state, step, recorder, now, self.last_token_time)
         if not (step.decodes or step.chunks):
             return begin  # everybody running gave way: somebody waiting fits now
         price = self.cost.mixed

@@ -107,7 +107,7 @@ class PipelineEngine:
                 return False
             if self.observer is not None:
                 self.observer.planned(now, now, step, lane)
-            record_moves(lane, step, self._recorder, now)
+            record_moves(lane, step, self._recorder, now, self._last_token_time[lane.lane])
             if step.decodes or step.chunks:
                 break
             if self._flying:

@@ -42,7 +42,7 @@ def apply_step(state: EngineState, step: Step, recorder: Recorder, end: float, l
         if request.target == request.prompt_tokens:
             recorder.first_token[row] = end
         recorder.range_start[row] = end
-        left = request.prompt_tokens + request.output_tokens - request.target - 1
+        left = request.prompt_tokens + request.output_tokens - request.target - 1 + request.padding
         if left > 0:
             state.join(request, left)
         else:
@@ -54,12 +54,14 @@ def apply_step(state: EngineState, step: Step, recorder: Recorder, end: float, l
         state.releasing.extend([(end, request) for request in done])
 
 
-def record_moves(state: EngineState, step: Step, recorder: Recorder, now: float) -> None:
+def record_moves(state: EngineState, step: Step, recorder: Recorder, now: float, last_token_time: float) -> None:
     """Write down who was admitted and who was preempted, before the step is applied."""
     for request in step.preempted:
         row = request.row
         recorder.preemptions[row] = request.preemptions
-        if request.first_token_step >= 0:
+        if request.computed:  # swapped out: it goes on after the token it has
+            _pause(state, request, recorder, last_token_time)
+        elif request.first_token_step >= 0:
             _close_range(state.lanes[request.lane], request, recorder)
             request.first_token_step = -1
     for request in step.admitted:
@@ -78,7 +80,7 @@ def release_ended(state: EngineState, recorder: Recorder, now: float, on_finish:
         recorder.finish[row] = end
         recorder.status[row] = FINISHED
         recorder.first_step[row] = request.first_token_step
-        recorder.last_step[row] = request.last_step
+        recorder.last_step[row] = request.last_step - request.padding
         state.release(request)
         if on_finish is not None:
             on_finish(request, end)
@@ -89,7 +91,8 @@ def record_unfinished(state: EngineState, recorder: Recorder) -> None:
     for request in state.running:
         if request.decoding:
             recorder.first_step[request.row] = request.first_token_step
-            recorder.last_step[request.row] = state.lanes[request.lane].token_steps
+            done = state.lanes[request.lane].token_steps
+            recorder.last_step[request.row] = min(done, request.last_step - request.padding)
 
 
 def _close_range(state: EngineState, request: Request, recorder: Recorder) -> None:
@@ -102,12 +105,17 @@ def _hold_back(state: EngineState, step: Step, recorder: Recorder, last_token_ti
     """Decoding requests that this step leaves out: their range of token steps ends here and resumes after it."""
     held: list[tuple[Request, int]] = []
     for request in step.held:
-        if request.first_token_step < state.token_steps:
-            _close_range(state, request, recorder)
-            recorder.range_start[request.row] = last_token_time
+        _pause(state, request, recorder, last_token_time)
         held.append((request, request.last_step - state.token_steps))
         state.leave(request)
     return held
+
+
+def _pause(state: EngineState, request: Request, recorder: Recorder, last_token_time: float) -> None:
+    """A request sits out: its range ends with the token it has, from which the next one starts."""
+    if request.first_token_step < state.token_steps:
+        _close_range(state, request, recorder)
+        recorder.range_start[request.row] = last_token_time
 
 
 def _order(request: Request) -> int:

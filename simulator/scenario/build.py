@@ -16,7 +16,7 @@ from simulator.model.config import load_config
 from simulator.scenario.config import ModelSpec, Scenario, SloSpec
 from simulator.scenario.load import at
 from simulator.scenario.workload import Transform, Workload
-from simulator.scheduling import POLICIES, EngineArgs
+from simulator.scheduling import POLICIES, EngineArgs, resolve
 from traces import transforms
 from traces.formats import read_trace
 from traces.generate import Generators, generate, synthesize
@@ -46,7 +46,8 @@ def build(scenario: Scenario) -> Setup:
         card = gpu(scenario.hardware.gpu)
     args = engine_args(scenario, served, card)
     with at("engine.policy"):
-        POLICIES.get(args.policy)
+        args = resolve(args)
+        POLICIES.get(args.policy)(args)  # it refuses options that it does not know
     with at("model"):
         memory = plan_memory(scenario, args, served, card)
         cost = RooflineCost(
@@ -62,7 +63,7 @@ def build(scenario: Scenario) -> Setup:
                 card,
                 max_num_seqs=args.max_num_seqs,
                 max_num_batched_tokens=args.max_num_batched_tokens,
-                async_scheduling=args.async_scheduling,
+                async_scheduling=bool(args.async_scheduling),
                 enforce_eager=engine.enforce_eager,
             ),
         )
@@ -99,7 +100,7 @@ def plan_memory(scenario: Scenario, args: EngineArgs, served: Model, card: Gpu) 
         max_model_len=args.max_model_len,
         num_gpu_blocks_override=args.num_gpu_blocks_override,
         enable_expert_parallel=engine.enable_expert_parallel,
-        async_scheduling=args.async_scheduling,
+        async_scheduling=bool(args.async_scheduling),
         enforce_eager=engine.enforce_eager,
     )
 

@@ -10,9 +10,11 @@ from pydantic import Field
 from simulator.scenario.spec import (
     Bool,
     Fraction,
+    Int,
     Name,
     NonNegative,
     NonNegativeNumber,
+    Number,
     Positive,
     PositiveSeconds,
     Seconds,
@@ -81,8 +83,8 @@ class EngineSpec:
     """KV blocks to use instead of what the memory of the GPU gives."""
     gpu_memory_utilization: Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)] = 0.92
     """Share of the GPU's memory the engine may take."""
-    enable_prefix_caching: Bool = True
-    """Reuse KV blocks of equal prompt prefixes."""
+    enable_prefix_caching: Bool | None = None
+    """Reuse KV blocks of equal prompt prefixes. null: as the policy does by default (vllm: true)."""
     enable_chunked_prefill: Bool = True
     """Split prompts that exceed the token budget over several steps."""
     long_prefill_token_threshold: NonNegative = 0
@@ -91,8 +93,10 @@ class EngineSpec:
     """Admit a request only when KV blocks for its whole prompt are free, not just for its first chunk."""
     watermark: Fraction = 0.0
     """Share of the KV blocks kept free when requests are admitted."""
-    async_scheduling: Bool = True
-    """Schedule step N+1 while step N runs, as vLLM does by default."""
+    async_scheduling: Bool | None = None
+    """Schedule step N+1 while step N runs. null: as the policy does by default (vllm: true)."""
+    options: dict[str, Bool | Int | Number | Str] = field(default_factory=dict)
+    """Options of the policy, listed with it (`windtunnel policies`)."""
 
 
 @spec

@@ -88,6 +88,8 @@ def resolved(scenario: Scenario, setup: Setup) -> Scenario:
         max_num_seqs=args.max_num_seqs,
         max_num_batched_tokens=args.max_num_batched_tokens,
         max_model_len=args.max_model_len,
+        enable_prefix_caching=args.enable_prefix_caching,
+        async_scheduling=args.async_scheduling,
     )
     return replace(scenario, engine=engine)
 

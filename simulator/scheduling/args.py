@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +18,12 @@ class EngineArgs:
     block_size: int = 16  # tokens per KV block
     num_gpu_blocks_override: int | None = None
     gpu_memory_utilization: float = 0.92
-    enable_prefix_caching: bool = True
+    enable_prefix_caching: bool | None = None  # None: as the policy does by default
     enable_chunked_prefill: bool = True
     long_prefill_token_threshold: int = 0
     scheduler_reserve_full_isl: bool = True
     watermark: float = 0.0
-    async_scheduling: bool = True
+    async_scheduling: bool | None = None  # None: as the policy does by default
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
+    options: Mapping[str, object] = field(default_factory=dict)  # the policy's own

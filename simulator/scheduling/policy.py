@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import fields, replace
+from typing import ClassVar, Protocol
 
+from simulator.core.errors import PolicyError
 from simulator.core.registry import Registry
 from simulator.scheduling.args import EngineArgs
 from simulator.scheduling.request import Request
@@ -15,9 +17,22 @@ class Policy(Protocol):
 
     A policy is constructed with the engine's arguments and keeps no state of its own beyond what its paper's algorithm
     needs: requests, queues and blocks live in the ``EngineState`` it is given. ``schedule`` checks, then mutates.
+    Policies derive from this class: what it says about arguments is what they get unless they say otherwise.
     """
 
-    grows: bool
+    async_by_default: ClassVar[bool] = False
+    """Whether ``async_scheduling`` is on where the arguments do not say."""
+
+    prefix_caching: ClassVar[bool | None] = True
+    """The same for ``enable_prefix_caching``; None: the policy cannot, as it reserves memory in one piece."""
+
+    pipelines: ClassVar[bool] = False
+    """Whether it can plan several batches in flight (``pipeline_parallel_size`` above 1)."""
+
+    unused: ClassVar[frozenset[str]] = frozenset()
+    """Arguments that mean nothing to it: setting one is an error."""
+
+    grows: ClassVar[bool] = True
     """Whether decoding takes KV blocks as it goes; False when admission reserves all a request may need."""
 
     def __init__(self, args: EngineArgs) -> None: ...
@@ -37,3 +52,36 @@ class Policy(Protocol):
 
 
 POLICIES: Registry[type[Policy]] = Registry("engine policy")
+
+
+def resolve(args: EngineArgs) -> EngineArgs:
+    """The arguments with what is left to the policy filled in.
+
+    Raises PolicyError when the policy is unknown, or an argument is set that it cannot honour.
+    """
+    policy = POLICIES.get(args.policy)
+    if not (isinstance(policy, type) and Policy in policy.__mro__):
+        raise PolicyError(
+            f"{args.policy!r} is not an engine policy.", remedy="Derive the class from simulator.scheduling.Policy."
+        )
+    for field in fields(args):
+        value = getattr(args, field.name)
+        if field.name in policy.unused and value != field.default:
+            _refuse(args, f"{field.name} = {value!r}", "means nothing to it", "Leave it out.")
+    if args.pipeline_parallel_size > 1 and not policy.pipelines:
+        size = f"pipeline_parallel_size = {args.pipeline_parallel_size}"
+        _refuse(args, size, "is more than it plans for", "Use tensor_parallel_size, or policy vllm.")
+    if args.enable_prefix_caching and policy.prefix_caching is None:
+        _refuse(
+            args, "enable_prefix_caching", "needs paged KV blocks, it reserves memory in one piece", "Leave it out."
+        )
+    given = args.async_scheduling, args.enable_prefix_caching
+    return replace(
+        args,
+        async_scheduling=policy.async_by_default if given[0] is None else given[0],
+        enable_prefix_caching=bool(policy.prefix_caching) if given[1] is None else given[1],
+    )
+
+
+def _refuse(args: EngineArgs, what: str, why: str, remedy: str) -> None:
+    raise PolicyError(f"engine policy {args.policy!r}: {what} {why}.", remedy=remedy)

@@ -20,19 +20,25 @@ class Request:
         "first_token_step",
         "lane",
         "last_step",
+        "lost",
         "offset",
         "order",
         "output_tokens",
+        "padding",
         "preemptions",
         "priority",
         "prompt_tokens",
+        "reserved",
         "row",
         "table",
         "target",
     )
     # Set when the request is admitted: order, the admission number, and cached_tokens, its prefix hit. When it starts
     # to decode: lane, the batch it decodes in; offset; first_token_step; last_step, the token step count at its end.
+    # lost, the tokens it had computed when it was preempted; reserved, its blocks where the policy reserves them.
     cached_tokens: int
+    lost: int
+    reserved: int
     lane: int
     order: int
     offset: int
@@ -57,4 +63,5 @@ class Request:
         self.computed = 0  # tokens computed or in flight; stale while decoding
         self.decoding = False
         self.preemptions = 0
+        self.padding = 0  # token steps it stays in the batch after its last token
         self.first_token_step = -1  # -1: has not decoded since it was admitted

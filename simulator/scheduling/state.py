@@ -85,7 +85,9 @@ class EngineState:
         "prefilling",
         "releasing",
         "running",
+        "swapped",
         "token_steps",
+        "tokens_padded",
         "tokens_recomputed",
         "waiting",
         "window",
@@ -102,6 +104,7 @@ class EngineState:
         self.running: dict[Request, None] = {}  # in order of admission
         self.prefilling: dict[Request, None] = {}  # the running requests with prompt left to compute
         self.releasing: deque[tuple[float, Request]] = deque()  # (end of the last step, request), still in running
+        self.swapped: deque[Request] = deque()  # preempted, their KV in host memory; next one to return first
         self.num_decodes = 0
         self.computed_sum = 0  # tokens, over the decoding requests
         self.token_steps = 0
@@ -109,6 +112,7 @@ class EngineState:
         self.last_decode_order = -1  # upper bound on ``order`` of the decoding requests
         self.admissions = count()
         self.tokens_recomputed = 0
+        self.tokens_padded = 0
         self._ends: list[tuple[int, int, Request]] = []
         self.phase = [0] * self.block_size
         self._grows = grows
@@ -166,14 +170,24 @@ class EngineState:
         step.requests.append(request)
         step.prefill_tokens += tokens
         request.computed = after
-        if request.preemptions:
-            self.tokens_recomputed += tokens
+        if request.preemptions and computed < request.lost:
+            self.tokens_recomputed += min(after, request.lost) - computed
         if request.table is not None and self.caching:
             assert isinstance(self.pool, PrefixCache)
             self.pool.cache(request.table, after // self.block_size)
         if after == request.target:
             del self.prefilling[request]
             step.completed.append(request)
+
+    def reserve(self, request: Request, blocks: int) -> None:
+        """Take all the blocks an admitted request will ever have, for policies that do not grow."""
+        self.pool.take(blocks)
+        request.reserved = blocks
+
+    def pad(self, request: Request, steps: int) -> None:
+        """Keep a request in the decoding batch for ``steps`` token steps after its last token."""
+        request.padding = steps
+        self.tokens_padded += steps
 
     # -- the decoding batch ------------------------------------------------------------------------------------
 
@@ -323,7 +337,7 @@ class EngineState:
         if isinstance(pool, PrefixCache):
             pool.release(request.table, -(-computed // size), computed // size, returns=False)
         else:
-            pool.free += -(-computed // size)
+            pool.free += -(-computed // size) if self._grows else request.reserved
         request.computed = 0
 
     def preempt(self, request: Request, step: Step, scheduled: int = 0) -> None:
@@ -351,6 +365,7 @@ class EngineState:
         else:
             pool.free += -(-held // size)
         del self.running[request]
+        request.lost = max(computed, request.lost) if request.preemptions else computed
         request.computed = 0
         request.preemptions += 1
         step.preempted.append(request)
@@ -358,3 +373,35 @@ class EngineState:
             if computed >= request.target:
                 request.target = computed + 1
             self.waiting.appendleft(request)
+
+    # -- swapping ----------------------------------------------------------------------------------------------
+
+    def blocks_held(self, request: Request) -> int:
+        """Blocks of the tokens a request has computed, wherever they are."""
+        computed = request.offset + self.token_steps if request.decoding else request.computed
+        return -(-computed // self.block_size)
+
+    def swap_out(self, request: Request, step: Step) -> None:
+        """Preempt a decoding request by moving its KV to host memory: its blocks are free, its tokens stay computed."""
+        self.leave(request)
+        blocks = self.blocks_held(request)
+        pool = self.pool
+        if isinstance(pool, PrefixCache):
+            pool.release(request.table, blocks, 0, returns=False)
+        else:
+            pool.free += blocks
+        del self.running[request]
+        request.lost = max(request.computed, request.lost) if request.preemptions else request.computed
+        request.preemptions += 1
+        step.preempted.append(request)
+        self.swapped.append(request)
+
+    def swap_in(self) -> None:
+        """The next swapped request takes blocks again and decodes from this step on."""
+        request = self.swapped.popleft()
+        self.pool.take(self.blocks_held(request))
+        if request.table is not None and self.caching:
+            assert isinstance(self.pool, PrefixCache)
+            self.pool.cache(request.table, request.computed // self.block_size)
+        self.running[request] = None
+        self.join(request, request.prompt_tokens + request.output_tokens - 1 - request.computed)

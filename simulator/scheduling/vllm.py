@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from simulator.kv.prefix import NO_HIT
 from simulator.scheduling.args import EngineArgs
-from simulator.scheduling.policy import POLICIES
+from simulator.scheduling.options import NoOptions, read_options
+from simulator.scheduling.policy import POLICIES, Policy
 from simulator.scheduling.queues import PriorityQueue
 from simulator.scheduling.request import Request
 from simulator.scheduling.state import DECODE, EngineState, Step
@@ -13,7 +14,7 @@ Shares = dict[Request, tuple[int, int]]  # tokens and blocks given to running re
 
 
 @POLICIES.register("vllm")
-class Vllm:
+class Vllm(Policy):
     """vLLM V1: one token budget per step for running requests first, then waiting ones; chunked prefill.
 
     Decides: each step gives every running request its next tokens in order of admission (one if it decodes, the rest of
@@ -25,9 +26,11 @@ class Vllm:
     Reference: Kwon et al., SOSP 2023 (10.1145/3600006.3613165); behaviour checked against vLLM 0.33's own logs.
     """
 
-    grows = True
+    async_by_default = True
+    pipelines = True
 
     def __init__(self, args: EngineArgs) -> None:
+        read_options(NoOptions, args.policy, args.options)
         self.max_num_seqs = args.max_num_seqs
         self.budget = args.max_num_batched_tokens
         self.threshold = args.long_prefill_token_threshold

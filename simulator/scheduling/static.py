@@ -1,0 +1,62 @@
+"""Request-level batching, as FasterTransformer behind a batching server does it."""
+
+from __future__ import annotations
+
+from simulator.kv.prefix import NO_HIT
+from simulator.scheduling.args import EngineArgs
+from simulator.scheduling.options import NoOptions, read_options
+from simulator.scheduling.paging import waiting_queue
+from simulator.scheduling.policy import POLICIES, Policy
+from simulator.scheduling.request import Request
+from simulator.scheduling.reserving import longest_reservation
+from simulator.scheduling.state import DECODE, EngineState, Step
+
+
+@POLICIES.register("static")
+class Static(Policy):
+    """Request-level batching: a batch is formed when the engine is idle and kept until its longest member is done.
+
+    Decides: when nothing runs, up to ``max_num_seqs`` waiting requests start together, each with ``max_model_len``
+    tokens of KV reserved; their prompts are one step, then they decode in lockstep. Nobody joins or leaves before the
+    last token of the longest output: shorter ones are padded and cost a slot in every step.
+    Why it helps: nothing to decide between steps; it was the way of serving before iteration-level scheduling, and it
+    loses nothing when all outputs have one length.
+    Limits: arrivals wait for a whole batch; padding wastes decode slots; ``max_num_batched_tokens`` does not bound a
+    step (it only sizes the activations). Prompts are not padded (FasterTransformer removes that padding too). Results
+    leave with their batch: ``first_token`` is when the first token was computed, which a client would see only at
+    ``finish``, the end of the batch; so TTFT is that of a server that streams, E2E and TPOT are those of one that does
+    not.
+    Reference: the FasterTransformer baseline of Orca, Yu et al., OSDI 2022, sections 2 and 6.
+    """
+
+    grows = False
+    prefix_caching = None
+    unused = frozenset(
+        {"enable_chunked_prefill", "long_prefill_token_threshold", "scheduler_reserve_full_isl", "watermark"}
+    )
+
+    def __init__(self, args: EngineArgs) -> None:
+        read_options(NoOptions, args.policy, args.options)
+        self.max_num_seqs = args.max_num_seqs
+
+    def prepare(self, state: EngineState) -> None:
+        state.waiting = waiting_queue(state.args)
+        self.blocks = longest_reservation(state)
+
+    def arrive(self, state: EngineState, request: Request) -> bool:
+        state.waiting.append(request)
+        return False  # the batch is closed
+
+    def schedule(self, state: EngineState) -> Step | None:
+        if state.running:
+            return DECODE if state.num_decodes else None
+        step = Step(decodes=False)
+        while state.waiting and len(state.running) < self.max_num_seqs and self.blocks <= state.pool.free:
+            request = state.waiting.popleft()
+            state.admit(request, NO_HIT, step)
+            state.reserve(request, self.blocks)
+            state.chunk(request, request.target, step)
+        longest = max((request.output_tokens for request in step.requests), default=0)
+        for request in step.requests:
+            state.pad(request, longest - request.output_tokens)
+        return step if step.chunks else None
