@@ -52,8 +52,8 @@ class Hit:
 
     __slots__ = ("blocks", "free_blocks", "parts")
 
-    def __init__(self, parts: list[tuple[Run, int]], blocks: int, free_blocks: int) -> None:
-        self.parts = parts  # (run, end position of the part)
+    def __init__(self, parts: list[tuple[Run, int, int]], blocks: int, free_blocks: int) -> None:
+        self.parts = parts  # (run, first position, end position), one after the other
         self.blocks = blocks
         self.free_blocks = free_blocks
 
@@ -82,14 +82,14 @@ class PrefixCache(BlockPool):
     def lookup(self, table: BlockTable, max_blocks: int) -> Hit:
         """The longest cached prefix of ``table``'s request, at most ``max_blocks`` blocks. Changes nothing."""
         position = free = 0
-        parts: list[tuple[Run, int]] = []
+        parts: list[tuple[Run, int, int]] = []
         keyed = min(len(table.ids) * self.unit, max_blocks)
         while position < keyed:
             run = self._instance(table.ids[position // self.unit], position)
             if run is None:
                 return Hit(parts, position, free)
             end = self._extent(run, table.ids, position, keyed)
-            parts.append((run, end))
+            parts.append((run, position, end))
             if not run.holders:
                 free += end - position
             position = end
@@ -98,7 +98,7 @@ class PrefixCache(BlockPool):
             if run is None:
                 break
             end = min(run.hi, max_blocks)
-            parts.append((run, end))
+            parts.append((run, position, end))
             if not run.holders:
                 free += end - position
             position = end
@@ -117,19 +117,24 @@ class PrefixCache(BlockPool):
         unit = self.unit
         index = self._index
         limit = min(limit, run.hi)
-        end = (position // unit + 1) * unit
+        end = position + 1
         while end < limit:
             block_id = ids[end // unit]
-            if index.get(block_id) is not run and self._instance(block_id, end) is not run:
+            if index.get(block_id) is run:  # the only instance of the whole unit
+                end += unit - end % unit
+            elif self._instance(block_id, end) is run:
+                end += 1
+            else:
                 return end
-            end += unit
         return limit
 
     # -- admission ---------------------------------------------------------------------------------------------
 
     def hold(self, table: BlockTable, hit: Hit) -> None:
         """Make the blocks of ``hit`` the request's: they leave the eviction order."""
-        for run, end in hit.parts:
+        for run, start, end in hit.parts:
+            if start > run.lo:  # another instance served what comes before
+                self._cut(run, start)
             part = run if end == run.hi else self._cut(run, end)
             if part is not run and run in table.own:
                 table.own.append(part)
@@ -205,13 +210,15 @@ class PrefixCache(BlockPool):
         if end <= start:
             return
         last = runs[-1] if runs else None
-        if last is None or last.ids is not table.ids or len(last.holders) != 1:
+        own = last is not None and last.ids is table.ids and len(last.holders) == 1
+        begun = start % self.unit  # the id at ``start`` is listed already
+        if last is not None and own and (not begun or self._index[table.ids[start // self.unit]] is last):
+            last.hi = end  # grow the run of an earlier chunk
+            first_id = -(-start // self.unit)
+        else:
             last = Run(table.ids, start, end, {table})
             runs.append(last)
             first_id = start // self.unit
-        else:  # grow the run of an earlier chunk
-            last.hi = end
-            first_id = -(-start // self.unit)
         new = table.ids[first_id : -(-end // self.unit)]
         if self._index.keys().isdisjoint(new):
             self._index.update(zip(new, repeat(last), strict=False))

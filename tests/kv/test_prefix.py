@@ -74,7 +74,7 @@ actions = st.lists(
 
 
 @pytest.mark.parametrize("unit", [1, 3])
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(actions=actions, num_blocks=st.integers(4, 24))
 def test_runs_act_like_single_blocks(unit: int, actions: list[tuple[str, int, int]], num_blocks: int) -> None:
     cache = PrefixCache(num_blocks, 16, unit)
