@@ -168,6 +168,20 @@ class PrefixCache(BlockPool):
 
     # -- allocation and caching --------------------------------------------------------------------------------
 
+    def take(self, count: int) -> None:
+        free = self.free - count
+        if free < 0:
+            raise RuntimeError(f"{count} blocks asked for, {self.free} free: callers check before they take")
+        self.free = free
+        over = self.cached - free
+        if over > 0:  # blocks without content are used first
+            run = self._order.next
+            if run is not None and run.ids is ANONYMOUS and run.hi - run.lo > over:
+                run.hi -= over  # what ``evict`` would do, without the call: the usual case
+                self.cached = free
+            else:
+                self.evict(over)
+
     def evict(self, count: int) -> None:
         """Forget the least recently used content."""
         self.cached -= count
@@ -176,9 +190,6 @@ class PrefixCache(BlockPool):
             run = self._order.next
             assert run is not None
             old = run.hi
-            if run.ids is ANONYMOUS and old - run.lo > count:
-                run.hi = old - count
-                return
             taken = min(count, old - run.lo)
             run.hi = old - taken
             keyed = len(run.ids) * unit

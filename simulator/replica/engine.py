@@ -147,8 +147,12 @@ class Engine:
         """Let the requests go whose last step has ended."""
         release_ended(self.state, self._recorder, now, self.on_finish)
 
-    def close(self) -> None:
-        """Write down the requests still here; call once, when the simulation stops."""
+    def close(self, time: float) -> None:
+        """Write down the requests still here; call once, when the simulation stops at ``time``."""
+        if self._pending > 1:  # a span reaches beyond: what step-by-step planning would have applied by now
+            self._cut(time)
+            self._pending -= 1
+            self._apply()
         if self._row is not None:
             self._close_row()
         state = self.state

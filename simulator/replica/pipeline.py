@@ -94,8 +94,9 @@ class PipelineEngine:
             now = self._flying[0][0] if self._flying else inf
             self.wake_time = now
 
-    def close(self) -> None:
-        """Write down the requests still here; call once, when the simulation stops."""
+    def close(self, time: float) -> None:
+        """Write down the requests still here; call once, when the simulation stops at ``time``."""
+        del time  # steps are planned one by one
         release_ended(self.state, self._recorder, inf, self.on_finish)
         record_unfinished(self.state, self._recorder)
 

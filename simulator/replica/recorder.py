@@ -71,10 +71,11 @@ class Recorder:
             self.replica[row] = -1
 
     def steps(self, replica: int = 0) -> StepRecords:
-        """Span and single-step rows of one replica, in order of time."""
+        """Span and single-step rows of one replica, in order of time. Hands them over: call it once."""
         self.flush()
         spans = np.concatenate(self.spans).reshape(-1, len(SPAN))
         mixed = np.concatenate(self.mixed).reshape(-1, len(MIXED))
+        self.spans, self.mixed = [], []  # a million requests' rows are not kept twice
         order = np.argsort(np.concatenate([spans[:, 0], mixed[:, 0]]), kind="stable")
 
         def column(name: str, default: float = 0.0) -> NDArray[np.float64]:
