@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from itertools import chain
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,9 @@ class Arrivals:
         """
         self.clock = clock
         self.trace = trace
-        self.arrival = trace.arrival.copy()  # s, as it came to be
+        before = _turns_before(trace) if users is None else None
+        self._waits = np.full(len(trace), users is not None) if before is None else before >= 0
+        self.arrival = np.where(self._waits, inf, trace.arrival)  # s, as it came to be; inf: not yet
         self._skip = skip
         self._users = users
         self._progress = progress
@@ -48,7 +50,7 @@ class Arrivals:
         self._stride = 1  # trace blocks per engine block
         if self._prefix is not None and block_size > self._prefix.block_tokens:
             self._stride = block_size // self._prefix.block_tokens
-        self._followers = _followers(trace) if users is None else {}
+        self._followers = {} if before is None else _followers(trace, before)
         self.has_feedback = users is not None or bool(self._followers)  # finishes must be reported when they happen
         self._rows = self._own_time()
         self._next: Row | None = None
@@ -77,8 +79,8 @@ class Arrivals:
         for start in range(0, len(trace), CHUNK):
             part = slice(start, start + CHUNK)
             rows = np.arange(start, min(start + CHUNK, len(trace)))
-            if trace.think_time is not None and self._users is None:
-                rows = rows[np.isnan(trace.think_time[part])]
+            if self._users is None:
+                rows = rows[~self._waits[part]]
             if self._progress is not None and len(rows):
                 self._progress(float(trace.arrival[rows[0]]), start, len(trace))
             yield from zip(
@@ -118,9 +120,11 @@ class Arrivals:
             self._schedule(follower, time + delay)
 
     def _enter_next(self, time: float) -> None:
-        current = next((row for row in self._rows if not row[5]), None)
-        if current is not None:
-            self._schedule(current[1], time)
+        for _, row, _, _, _, skipped in self._rows:
+            if not skipped:
+                self._schedule(row, time)
+                return
+            self.arrival[row] = time  # and it is turned away at once
 
     def _schedule(self, row: int, time: float) -> None:
         """Let a row that waited enter at ``time``."""
@@ -139,15 +143,26 @@ class Arrivals:
         self.clock.at(time, ARRIVAL, enter)
 
 
-def _followers(trace: Trace) -> dict[int, list[tuple[int, float]]]:
-    """row -> [(row of the next turn, think time)]."""
+def _turns_before(trace: Trace) -> NDArray[np.int64] | None:
+    """Row of the turn that each row waits for, -1 for those that come at their own time; None: nobody waits.
+
+    The first turn of a conversation, and a row without one, has no turn to wait for, whatever its think time.
+    """
     if trace.think_time is None or trace.session is None:
-        return {}
-    following = np.flatnonzero(~np.isnan(trace.think_time)).tolist()
+        return None
     turn = trace.turn if trace.turn is not None else np.arange(len(trace))
-    order = np.lexsort((turn, trace.session)).tolist()
-    before = {row: earlier for earlier, row in zip(chain([-1], order), order, strict=False)}
+    order = np.lexsort((turn, trace.session))
+    session = trace.session[order]
+    same = (session[1:] == session[:-1]) & (session[1:] >= 0) & ~np.isnan(trace.think_time[order[1:]])
+    before = np.full(len(trace), -1, dtype=np.int64)
+    before[order[1:][same]] = order[:-1][same]
+    return before
+
+
+def _followers(trace: Trace, before: NDArray[np.int64]) -> dict[int, list[tuple[int, float]]]:
+    """row -> [(row of the next turn, think time)]."""
+    assert trace.think_time is not None
     found: dict[int, list[tuple[int, float]]] = defaultdict(list)
-    for row in following:
-        found[before[row]].append((row, float(trace.think_time[row])))
+    for row in np.flatnonzero(before >= 0).tolist():
+        found[int(before[row])].append((row, float(trace.think_time[row])))
     return dict(found)

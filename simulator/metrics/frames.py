@@ -37,7 +37,7 @@ def requests_frame(
         "request": np.arange(len(requests.arrival)),
         "status": _categorical(requests.status, [kind.name.lower() for kind in Status]),
         "replica": requests.replica,
-        "arrival_s": requests.arrival,
+        "arrival_s": np.where(np.isfinite(requests.arrival), requests.arrival, np.nan),
         "scheduled_s": requests.scheduled,
         "first_token_s": requests.first_token,
         "finish_s": requests.finish,

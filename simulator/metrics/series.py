@@ -6,7 +6,7 @@ import numpy as np
 
 from simulator.metrics.stats import Floats
 from simulator.metrics.token_times import Bools, num_replicas, span_seconds
-from simulator.replica.records import RequestRecords, SimulationRecords, Status
+from simulator.replica.records import SimulationRecords, Status
 
 
 def mean_count(entered: Floats, left: Floats, edges: Floats) -> Floats:
@@ -31,16 +31,17 @@ def _integral(sorted_times: Floats, at: Floats) -> Floats:
     return np.asarray(before * at - summed[before])
 
 
-def admitted_mask(requests: RequestRecords) -> Bools:
-    """Requests that entered the system: not rejected, and not failed without a known end."""
+def admitted_mask(records: SimulationRecords) -> Bools:
+    """Requests that entered the system by the end: not rejected, and not failed without a known end."""
+    requests = records.requests
     gone = (requests.status == Status.FAILED) & np.isnan(requests.finish)
-    return np.asarray((requests.status != Status.REJECTED) & ~gone)
+    return np.asarray((requests.status != Status.REJECTED) & ~gone & (requests.arrival <= records.end))
 
 
 def waiting_interval(records: SimulationRecords) -> tuple[Floats, Floats]:
     """When each admitted request began and ended its first wait, s; still waiting: until the horizon."""
     requests = records.requests
-    kept = admitted_mask(requests)
+    kept = admitted_mask(records)
     arrival = requests.arrival[kept]
     left = np.where(np.isnan(requests.scheduled), requests.finish, requests.scheduled)[kept]
     return arrival, np.where(np.isnan(left), np.maximum(records.end, arrival), left)
@@ -49,7 +50,7 @@ def waiting_interval(records: SimulationRecords) -> tuple[Floats, Floats]:
 def running_interval(records: SimulationRecords) -> tuple[Floats, Floats]:
     """From first admission to the last token or the horizon, s, time preempted included."""
     requests = records.requests
-    kept = admitted_mask(requests) & ~np.isnan(requests.scheduled)
+    kept = admitted_mask(records) & ~np.isnan(requests.scheduled)
     scheduled = requests.scheduled[kept]
     finish = requests.finish[kept]
     return scheduled, np.where(np.isnan(finish), np.maximum(records.end, scheduled), finish)
@@ -95,7 +96,7 @@ def left_waiting(records: SimulationRecords) -> Bools:
     end = steps.start + span_seconds(steps)
     end += 1e-9 * np.maximum(end, 1.0)  # an admission at the very end is no wait beyond the span
     out = np.asarray(steps.num_waiting > 0)
-    kept = admitted_mask(requests)
+    kept = admitted_mask(records)
     leaves = np.where(np.isnan(requests.scheduled), np.inf, requests.scheduled)
     for r in range(num_replicas(records)):
         rows = np.flatnonzero(steps.replica == r)

@@ -46,7 +46,7 @@ class Stability:
 def assess(records: SimulationRecords) -> Stability:
     """Apply the rule of this module to a whole run (warm-up included: the cut is for percentiles)."""
     requests = records.requests
-    kept = admitted_mask(requests)
+    kept = admitted_mask(records)
     arrival = requests.arrival[kept]
     if not len(arrival):
         return _nothing_admitted(records)

@@ -30,7 +30,7 @@ class Status(IntEnum):
 class RequestRecords:
     """One row per request of the trace, in trace order. NaN / -1 where it never happened."""
 
-    arrival: Floats  # s
+    arrival: Floats  # s; inf: it waited for another request, and that had not ended by the horizon
     scheduled: Floats  # s, first time the request joined a batch
     first_token: Floats  # s
     finish: Floats  # s, last token

@@ -71,9 +71,7 @@ def test_sojourn_is_proportional_to_ones_own_length(tokens: int) -> None:
     trace, records = shared("M/G/1-PS", async_scheduling=False)
     mine = trace.output_tokens == tokens
     sojourn = (records.requests.finish - trace.arrival)[mine]
-    assert_agrees(
-        sojourn, lambda speed: tokens * TOKEN_S / (speed - LOAD), bias=rounding(async_scheduling=False)
-    )
+    assert_agrees(sojourn, lambda speed: tokens * TOKEN_S / (speed - LOAD), bias=rounding(async_scheduling=False))
 
 
 def test_the_queue_is_not_first_come_first_served() -> None:

@@ -107,7 +107,7 @@ def _lists(records: SimulationRecords, found: Analysis) -> dict[str, list[Any]]:
         "ttfts": ttft,
         "itls": [one if ok else [] for one, ok in zip(gaps, done, strict=True)],
         "latencies": np.where(finished, latency.e2e, 0.0).tolist(),
-        "start_times": requests.arrival.tolist(),
+        "start_times": [time if time < math.inf else None for time in requests.arrival.tolist()],  # null: never sent
         "queue_times": [0.0] * n,  # waiting at the client; the server's queue is below
         "generated_texts": [""] * n,
         "errors": ["" if ok else Status(s).name.lower() for ok, s in zip(done, requests.status.tolist(), strict=True)],
