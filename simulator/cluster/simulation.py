@@ -37,7 +37,9 @@ def make_state(args: EngineArgs, num_gpu_blocks: int, cost: StepCost, trace: Tra
                 remedy="Choose a block_size that divides them (or a multiple), or turn enable_prefix_caching off.",
             )
         unit = max(tokens // args.block_size, 1)
-    return EngineState(args, PrefixCache(usable, args.block_size, unit), window=cost.sliding_window, grows=grows)
+    state = EngineState(args, PrefixCache(usable, args.block_size, unit), window=cost.sliding_window, grows=grows)
+    state.hittable = trace.prefix is not None
+    return state
 
 
 def _never_fits(trace: Trace, capacity: int, max_model_len: int) -> NDArray[np.bool_]:
@@ -115,8 +117,9 @@ class Simulation:
         replica = Replica(self.clock, engine, watched=self.arrivals.has_feedback)
         self.arrivals.start(replica.receive)
         self.clock.run(until=horizon_s)
-        engine.run_until(inf if horizon_s is None else horizon_s)
-        engine.close()
+        stop = inf if horizon_s is None else horizon_s
+        engine.run_until(stop)
+        engine.close(stop)
         steps = self.recorder.steps()
         return SimulationRecords(
             requests=self.recorder.requests(self.arrivals.arrival, trace.prompt_tokens, trace.output_tokens),

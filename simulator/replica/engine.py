@@ -185,6 +185,8 @@ class Engine:
             run = state.longest_run()
             if run > self._bounded - done:
                 run = self._bounded - done
+            if state.releasing and run > 1 and state.evicts(run):
+                run = 1  # what the finished requests give back decides what is evicted
         self._pending = run
         last = done + run - self._lead
         if self._exact is not None:

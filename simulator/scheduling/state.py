@@ -76,6 +76,7 @@ class EngineState:
         "caching",
         "computed_sum",
         "growing",
+        "hittable",
         "lane",
         "lanes",
         "last_decode_order",
@@ -100,6 +101,7 @@ class EngineState:
         self.pool = pool
         self.block_size = pool.block_size
         self.caching = isinstance(pool, PrefixCache)
+        self.hittable = self.caching  # False where no request has a prefix to hit: evictions then matter to nobody
         self.waiting: Queue = deque()
         self.running: dict[Request, None] = {}  # in order of admission
         self.prefilling: dict[Request, None] = {}  # the running requests with prompt left to compute
@@ -243,6 +245,10 @@ class EngineState:
         phase = self.phase
         need = sum(phase[first:last]) if last <= size else sum(phase[first:]) + sum(phase[: last - size])
         return rounds * self.num_decodes + need
+
+    def evicts(self, steps: int) -> bool:
+        """Whether the next ``steps`` token steps push content out of the prefix cache that somebody might hit."""
+        return self.hittable and self.blocks_over(steps) > self.pool.free - self.pool.cached
 
     def longest_run(self) -> int:
         """Token steps until a request ends, the blocks run out or a context reaches the window; at least 1.

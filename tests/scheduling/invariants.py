@@ -1,0 +1,132 @@
+"""What must hold after every simulation of one replica, whatever the policy (docs: invariants 1 to 5)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from simulator.kv.pool import BlockPool
+from simulator.kv.prefix import ANONYMOUS, PrefixCache, Run
+from simulator.metrics import analyse
+from simulator.metrics.token_times import tokens_made
+from simulator.replica.records import SimulationRecords, Status
+from simulator.scheduling import EngineState
+from traces.trace import Trace
+
+CLOSE = 1e-9  # s: a span's steps are summed in closed form
+
+
+def check(records: SimulationRecords, trace: Trace, state: EngineState, *, drained: bool = True) -> None:
+    """drained: the simulation ran until every request had ended; else it stopped at a horizon."""
+    ends_once(records, trace, drained=drained)
+    clock_never_runs_back(records)
+    check_pool(state.pool)
+    if drained:
+        nobody_is_left(state)
+        every_token_is_made_once(records)
+        computed_is_owed(records, state)
+        never_idle_with_work(records)
+
+
+def ends_once(records: SimulationRecords, trace: Trace, *, drained: bool) -> None:
+    """Invariant 1."""
+    requests = records.requests
+    assert len(requests.status) == len(trace)
+    ended = np.isin(requests.status, [Status.FINISHED, Status.REJECTED])
+    if drained:
+        assert ended.all()
+    assert (np.isfinite(requests.finish) == (requests.status == Status.FINISHED)).all()
+    assert (requests.replica[requests.status == Status.REJECTED] == -1).all()
+
+
+def clock_never_runs_back(records: SimulationRecords) -> None:
+    """Invariant 3."""
+    requests, steps = records.requests, records.steps
+    for earlier, later in (("arrival", "scheduled"), ("scheduled", "first_token"), ("first_token", "finish")):
+        before, after = getattr(requests, earlier), getattr(requests, later)
+        there = np.isfinite(after)
+        assert (before[there] <= after[there]).all(), (earlier, later)
+    ends = span_ends(records)
+    assert (steps.num_steps >= 1).all()
+    assert (steps.step > 0).all()
+    assert (steps.start[1:] >= ends[:-1] - CLOSE).all()  # spans are ordered and do not overlap
+
+
+def span_ends(records: SimulationRecords) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    steps = records.steps
+    n = steps.num_steps
+    return np.asarray(steps.start + n * steps.step + steps.increment * n * (n - 1) / 2)
+
+
+def check_pool(pool: BlockPool) -> None:
+    """Invariant 2: free and cached blocks add up, and the prefix cache agrees with itself."""
+    assert 0 <= pool.cached <= pool.free <= pool.num_blocks
+    if not isinstance(pool, PrefixCache):
+        return
+    runs: list[Run] = []
+    run = pool._order.next
+    while run is not None and run is not pool._order:
+        assert run.next is not None
+        assert run.next.previous is run
+        assert run.lo < run.hi
+        assert not run.holders  # a held run is not up for eviction
+        runs.append(run)
+        run = run.next
+    assert sum(run.hi - run.lo for run in runs) == pool.cached
+    live = {id(run) for run in runs}
+    for block_id, found in pool._index.items():
+        for instance in found if isinstance(found, list) else [found]:
+            assert instance.holders or id(instance) in live
+            assert instance.lo < instance.hi
+            assert block_id in instance.ids[instance.lo // pool.unit : -(-instance.hi // pool.unit)]
+    for run in runs:
+        if run.ids is not ANONYMOUS:
+            for block_id in run.ids[-(-run.lo // pool.unit) : run.hi // pool.unit]:
+                found = pool._index[block_id]
+                assert found is run or (isinstance(found, list) and any(instance is run for instance in found))
+
+
+def nobody_is_left(state: EngineState) -> None:
+    """Invariant 2, drained: every block is free and nobody waits, runs or is swapped out."""
+    assert state.pool.free == state.pool.num_blocks
+    assert not (len(state.waiting) or state.running or state.prefilling or state.releasing or state.swapped)
+    assert state.num_decodes == state.computed_sum == state.growing == sum(state.phase) == 0
+    assert min(state.phase) == 0
+
+
+def every_token_is_made_once(records: SimulationRecords) -> None:
+    """Token ranges hold each request's output, no more and no less."""
+    requests = records.requests
+    found = analyse(records)
+    served = requests.status == Status.FINISHED
+    made = tokens_made(found.ranges, len(requests.arrival))
+    np.testing.assert_array_equal(made[served], requests.output_tokens[served])
+    last = np.zeros(len(made))
+    np.maximum.at(last, found.ranges.request, found.ranges.end_time)
+    assert (last[served] <= requests.finish[served] + CLOSE).all()
+
+
+def computed_is_owed(records: SimulationRecords, state: EngineState) -> None:
+    """Invariant 4. A request preempted within a prompt may hit, when it comes back, what others computed meanwhile:
+    with prefix caching and preemptions less may be computed than was owed, never more."""
+    requests, steps = records.requests, records.steps
+    served = requests.status == Status.FINISHED
+    computed = int((steps.num_decodes * steps.num_steps).sum() + steps.prefill_tokens.sum())
+    owed = int((requests.prompt_tokens + requests.output_tokens - 1 - requests.cached_tokens)[served].sum())
+    owed += records.tokens_recomputed + state.tokens_padded
+    if state.caching and requests.preemptions.any():
+        assert computed <= owed
+    else:
+        assert computed == owed
+
+
+def never_idle_with_work(records: SimulationRecords) -> None:
+    """Invariant 5: where the engine pauses, everybody who had arrived has finished."""
+    requests, steps = records.requests, records.steps
+    ends = span_ends(records)
+    served = requests.status == Status.FINISHED
+    for end, start in zip(ends[:-1], steps.start[1:], strict=True):
+        if start > end + CLOSE:
+            here = served & (requests.arrival < start)
+            assert (requests.finish[here] <= end + CLOSE).all()
+    if len(steps.start):
+        assert steps.start[0] <= requests.arrival[served].min() + CLOSE
