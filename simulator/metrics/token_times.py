@@ -17,6 +17,8 @@ from simulator.replica.records import SimulationRecords, StepRecords
 
 Bools = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
+ROUNDING_S = 1e-9  # a token seen as the end of one range and the start of the next may differ in the last bits
+
 
 @dataclass(frozen=True, slots=True)
 class TokenClock:
@@ -119,7 +121,7 @@ def _stalls(owner: Ints, start: Floats, end_time: Floats) -> Floats:
     stall = np.full(len(owner), np.nan)
     follows = owner[1:] == owner[:-1]
     gap = start[1:] - end_time[:-1]
-    stall[1:] = np.where(follows & (gap > 0), gap, np.nan)
+    stall[1:] = np.where(follows & (gap > ROUNDING_S), gap, np.nan)
     return stall
 
 

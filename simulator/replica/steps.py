@@ -46,6 +46,7 @@ def apply_step(state: EngineState, step: Step, recorder: Recorder, end: float, l
         if left > 0:
             state.join(request, left)
         else:
+            request.lane = state.lane
             request.first_token_step = request.last_step = state.token_steps
             done.append(request)
     if done:
@@ -62,8 +63,10 @@ def record_moves(state: EngineState, step: Step, recorder: Recorder, now: float,
         if request.computed:  # swapped out: it goes on after the token it has
             _pause(state, request, recorder, last_token_time)
         elif request.first_token_step >= 0:
-            _close_range(state.lanes[request.lane], request, recorder)
-            request.first_token_step = -1
+            lane = state.lanes[request.lane]
+            if request.last_step > lane.token_steps:  # else its last token is on the way, and it resumes nothing
+                _close_range(lane, request, recorder)
+                request.first_token_step = -1
     for request in step.admitted:
         if not request.preemptions:
             row = request.row
