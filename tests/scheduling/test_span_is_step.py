@@ -49,7 +49,9 @@ class BentCost:
         part = context // self.every
         left = -(-((part + 1) * self.every - context) // num_decodes)
         slope = 1e-6 * (1 + part % 3)
-        return Line(0.01 + 1e-6 * context + slope * (context % self.every), slope * num_decodes, min(left, self.valid_steps))
+        return Line(
+            0.01 + 1e-6 * context + slope * (context % self.every), slope * num_decodes, min(left, self.valid_steps)
+        )
 
     def mixed(
         self, num_decodes: int, context: int, windowed: int, chunks: Sequence[tuple[int, int]], num_sampled: int
