@@ -122,13 +122,15 @@ class Simulation:
         engine.close(stop)
         steps = self.recorder.steps()
         return SimulationRecords(
-            requests=self.recorder.requests(self.arrivals.arrival, trace.prompt_tokens, trace.output_tokens),
+            requests=self.recorder.requests(
+                self.arrivals.arrival, trace.prompt_tokens, trace.output_tokens, until=stop
+            ),
             steps=steps,
             end=max(engine.busy_until, float(self.clock.now)) if horizon_s is None else horizon_s,
             num_gpu_blocks=(self.num_gpu_blocks,),
             block_size=self.state.block_size,
             num_events=self.clock.num_events,
-            tokens_recomputed=self.state.tokens_recomputed,
+            tokens_recomputed=sum(lane.tokens_recomputed for lane in self.state.lanes),
         )
 
 

@@ -131,7 +131,7 @@ class Engine:
             if begin < now:
                 begin = now
             step = schedule(state)
-            if observer is not None and step is not None:
+            if observer is not None and step is not None and (step.decodes or step.chunks):
                 observer.planned(now, begin, step, state)
             # With asynchronous scheduling a plan for an empty pipeline wakes at once, to plan the step after it.
             if step is DECODE:
@@ -156,7 +156,7 @@ class Engine:
         if self._row is not None:
             self._close_row()
         state = self.state
-        self._release(inf)
+        self._release(time)
         record_unfinished(state, self._recorder)
 
     # -- planning ----------------------------------------------------------------------------------------------
@@ -178,7 +178,8 @@ class Engine:
             self._steps_done = done = 0
             self._version = state.batch_version
             self._exact = [begin] if self._sequential else None
-            self._row = (context, batch, len(state.waiting), len(state.running))
+            # Who ended with the step before is still in ``running`` where that is not known yet.
+            self._row = (context, batch, len(state.waiting), len(state.running) - len(state.releasing))
         if self._step_mode or (state.releasing and (self.eager or state.waiting)):
             run = 1
         else:
@@ -254,6 +255,7 @@ class Engine:
         context, windowed = batch_sums(state, step) if batch else (0, 0)
         seconds = price(batch, context, windowed, step.chunks, batch + len(step.completed)) + step.extra_s
         self.busy_until = end = begin + seconds
+        ended = len(state.releasing)
         apply_step(state, step, self._recorder, end, self.last_token_time)
         if batch:
             self.last_token_time = end
@@ -266,7 +268,7 @@ class Engine:
                 step.prefill_tokens,
                 len(step.chunks),
                 len(state.waiting),
-                len(state.running),
+                len(state.running) - ended,
                 state.pool.free,
                 len(step.preempted),
             )

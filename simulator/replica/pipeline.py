@@ -96,8 +96,7 @@ class PipelineEngine:
 
     def close(self, time: float) -> None:
         """Write down the requests still here; call once, when the simulation stops at ``time``."""
-        del time  # steps are planned one by one
-        release_ended(self.state, self._recorder, inf, self.on_finish)
+        release_ended(self.state, self._recorder, time, self.on_finish)
         record_unfinished(self.state, self._recorder)
 
     def _plan(self, lane: EngineState, now: float) -> bool:

@@ -126,8 +126,11 @@ class Recorder:
         lane = np.minimum(token_step // LANE_STEPS, len(self._bases) - 1)
         return np.asarray(token_step - lane * LANE_STEPS + self._bases[lane])
 
-    def requests(self, arrival: NDArray[np.float64], prompt: Any, output: Any) -> RequestRecords:
-        """Request columns; ``arrival``, ``prompt`` and ``output`` in trace order. Call ``steps`` first."""
+    def requests(self, arrival: NDArray[np.float64], prompt: Any, output: Any, *, until: float) -> RequestRecords:
+        """Request columns; ``arrival``, ``prompt`` and ``output`` in trace order. Call ``steps`` first.
+
+        until: when the simulation stopped; a first token that was still being computed then is not known, s.
+        """
 
         def column(values: array[Any]) -> NDArray[np.int64]:
             return np.frombuffer(values, dtype=np.dtype(values.typecode)).astype(np.int64)
@@ -137,10 +140,12 @@ class Recorder:
 
         extra = np.array(self.extra_ranges, dtype=np.float64).reshape(-1, 4)
         extra[:, 1:3] = self._number(extra[:, 1:3].astype(np.int64))
+        first_token = times(self.first_token)
+        first_token[first_token > until] = NEVER
         return RequestRecords(
             arrival=arrival,
             scheduled=times(self.scheduled),
-            first_token=times(self.first_token),
+            first_token=first_token,
             finish=times(self.finish),
             prompt_tokens=np.asarray(prompt, dtype=np.int64),
             output_tokens=np.asarray(output, dtype=np.int64),

@@ -96,6 +96,9 @@ def record_unfinished(state: EngineState, recorder: Recorder) -> None:
             recorder.first_step[request.row] = request.first_token_step
             done = state.lanes[request.lane].token_steps
             recorder.last_step[request.row] = min(done, request.last_step - request.padding)
+    for _, request in state.releasing:  # the last token is on its way
+        recorder.first_step[request.row] = request.first_token_step
+        recorder.last_step[request.row] = request.last_step - request.padding
 
 
 def _close_range(state: EngineState, request: Request, recorder: Recorder) -> None:
