@@ -16,9 +16,9 @@ TRACE = Trace(np.array([0.0, 0.001, 0.002, 0.003]), np.full(4, 10), np.full(4, 5
 COST = FixedCost(0.01, 0.0)
 
 
-def serve(policy: str, blocks: int = 100, **arguments: object) -> None:
+def serve(policy: str, **arguments: object) -> None:
     args = {"max_model_len": 64, "max_num_seqs": 4, "max_num_batched_tokens": 64, **arguments}
-    simulate(TRACE, EngineArgs(policy=policy, **args), COST, blocks)  # type: ignore[arg-type]
+    simulate(TRACE, EngineArgs(policy=policy, **args), COST, 100)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

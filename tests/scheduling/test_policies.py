@@ -165,10 +165,11 @@ class TestSglang:
     def families(self, n: int) -> Trace:
         """Eight prefixes of 400 tokens, taken in turn."""
         rows = [[i % 8 * 1000 + block for block in range(25)] for i in range(n)]
-        return Trace(np.arange(n) * 0.01, np.full(n, 420), np.full(n, 20), prefix=from_rows(rows, 16))
+        return Trace(np.linspace(0.0, 0.01 * (n - 1), n), np.full(n, 420), np.full(n, 20), prefix=from_rows(rows, 16))
 
-    def order(self, trace: Trace, policy: str, **arguments: object) -> SimulationRecords:
-        return serve(trace, "sglang", kv_tokens=2400, options={"schedule_policy": policy}, **arguments)
+    def order(self, trace: Trace, policy: str, max_num_seqs: int = 256) -> SimulationRecords:
+        options = {"schedule_policy": policy}
+        return serve(trace, "sglang", kv_tokens=2400, options=options, max_num_seqs=max_num_seqs)
 
     def test_longest_prefix_match_hits_more_than_fcfs(self) -> None:
         trace = self.families(120)

@@ -40,7 +40,7 @@ PAGED = {"vllm", "vllm-v0", "sarathi", "fastgen", "sglang"}
 class BentCost:
     """Bends wherever the context crosses a multiple of ``every`` tokens, and after ``valid_steps`` at the latest."""
 
-    sliding_window = None
+    sliding_window: int | None = None
 
     def __init__(self, every: int, valid_steps: int) -> None:
         self.every, self.valid_steps = every, valid_steps
