@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from simulator.core.random import streams
-from simulator.cost.defaults import batch_defaults, engine_overhead
+from simulator.cost.defaults import NEWEST, batch_defaults, engine_overhead
 from simulator.cost.memory import MemoryPlan, memory_plan
 from simulator.cost.roofline import RooflineCost
 from simulator.hardware.gpu import Gpu, gpu
@@ -65,6 +65,8 @@ def build(scenario: Scenario) -> Setup:
                 max_num_batched_tokens=args.max_num_batched_tokens,
                 async_scheduling=bool(args.async_scheduling),
                 enforce_eager=engine.enforce_eager,
+                preset=engine.overhead or ("sglang" if args.policy == "sglang" else NEWEST),
+                max_cudagraph_capture_size=engine.max_cudagraph_capture_size,
             ),
         )
     each = scenario.hardware.price_per_gpu_hour

@@ -71,6 +71,10 @@ class EngineSpec:
     """Spread a mixture-of-experts model's experts over the tensor-parallel ranks instead of cutting each."""
     enforce_eager: Bool = False
     """Run without CUDA graphs: no padding of small batches, but every kernel is launched by the CPU."""
+    max_cudagraph_capture_size: Positive | None = None
+    """Most tokens that run in a CUDA graph; null: twice `max_num_seqs`, at most 512 (Blackwell: 1024)."""
+    overhead: Name | None = None
+    """Preset of what the engine adds to its kernels: vllm (the newest), vllm-0.10, sglang, ...; null: the policy's."""
     max_num_seqs: Positive | None = None
     """Requests running at once."""
     max_num_batched_tokens: Positive | None = None
@@ -96,7 +100,7 @@ class EngineSpec:
     async_scheduling: Bool | None = None
     """Schedule step N+1 while step N runs. null: as the policy does by default (vllm: true)."""
     options: dict[str, Bool | Int | Number | Str] = field(default_factory=dict)
-    """Options of the policy, listed with it (`windtunnel policies`)."""
+    """The policy's own options; a wrong name or value is answered with the right ones."""
 
 
 @spec
