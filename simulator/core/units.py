@@ -77,7 +77,7 @@ def format_seconds(seconds: float) -> str:
         return "-"
     size = abs(seconds)
     for unit, scale, upto in (("µs", 1e-6, 1e-3), ("ms", 1e-3, 1.0), ("s", 1.0, 120.0), ("min", 60.0, 7200.0)):
-        if size < upto:
+        if size < upto * 0.9995:  # what rounds to 1,000 ms is shown as 1 s
             return f"{seconds / scale:.3g} {unit}"
     return f"{seconds / 3600:.3g} h"
 
