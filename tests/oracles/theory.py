@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
 from math import factorial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,7 +95,7 @@ def finite_source_throughput(users: int, think: float, service: float) -> float:
 # -- sample paths ------------------------------------------------------------------------------------------------------
 
 
-def multi_server_starts(arrival: Floats, service: Floats, servers: int) -> Floats:
+def multi_server_starts(arrival: Floats, service: NDArray[np.floating[Any]], servers: int) -> Floats:
     """When each request of a G/G/c FCFS queue starts (Kiefer and Wolfowitz, Trans. AMS 78, 1955); c = 1: Lindley."""
     free = [0.0] * servers
     heapify(free)
