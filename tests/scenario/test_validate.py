@@ -81,7 +81,7 @@ def test_a_scenario_is_frozen() -> None:
         ("engine.max_num_seqs=0", "0 is out of range: it must be at least 1", None),
         ("engine.gpu_memory_utilization=1.1", "1.1 is out of range: it must be at most 1", None),
         ("engine.watermark=.nan", "nan is not a finite number", None),
-        ("engine.pipeline_parallel_size=2", "2 is out of range: it must be at most 1", None),
+        ("engine.pipeline_parallel_size=16", "16 is out of range: it must be at most 15", None),
         (
             "engine.scheduling_policy=FCFS",
             "'FCFS' is not one of the values",
