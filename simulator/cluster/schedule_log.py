@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +45,7 @@ class LoggedStep:
         for name in ("batch", "preempted", "resumed", "hits", "free"):
             if getattr(self, name) != getattr(other, name):
                 return name
-        return "end" if abs(self.end - other.end) > TIME_TOLERANCE_S else None
+        return None if abs(self.end - other.end) <= TIME_TOLERANCE_S else "end"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +53,13 @@ class ScheduleLog:
     """A parsed log."""
 
     path: Path
-    header: dict[str, Any]
+    args: EngineArgs
+    num_gpu_blocks: int
+    cost: FixedCost
     ids: list[str]  # request ids in trace order
     trace: Trace
     steps: list[LoggedStep]
     results: dict[str, tuple[float, float, int]]  # id -> (first token s, end s, preemptions)
-
-    @property
-    def is_async(self) -> bool:
-        return "Async" in str(self.header["scheduler"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,56 +79,127 @@ class Comparison:
 
 def read_schedule_log(path: Path) -> ScheduleLog:
     """Parse a log. Raises TraceError naming file and line."""
-    kinds: dict[str, list[dict[str, Any]]] = {"header": [], "request": [], "step": [], "result": []}
+    kinds: dict[str, list[Any]] = {kind: [] for kind in _READERS}
     number = 0  # of the line being read, for the message
     try:
         with gzip.open(path, "rt", encoding="utf8") if path.suffix == ".gz" else path.open(encoding="utf8") as lines:
             for number, line in enumerate(lines, 1):  # noqa: B007
                 if line.strip():
                     ((kind, value),) = json.loads(line).items()
-                    kinds[kind].append(value)
+                    kinds[kind].append(_READERS[kind](value))
+        number = 0
         if len(kinds["header"]) != 1:
             raise ValueError(f"{len(kinds['header'])} header lines, one is needed")
-        return _parse(path, kinds)
-    except (OSError, EOFError) as error:
+        return _log(path, kinds["header"][0], kinds["request"], kinds["step"], dict(kinds["result"]))
+    except (OSError, EOFError, zlib.error) as error:
         raise TraceError(f"cannot be read ({error}).", where=str(path), remedy="Give a schedule log.") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         raise TraceError(
             f"not a schedule log: {type(error).__name__}: {error}.",
-            where=f"{path}:{number}",
+            where=f"{path}:{number}" if number else str(path),
             remedy="Each line is one of header, request, step, result; see the module's description.",
         ) from error
 
 
-def _parse(path: Path, kinds: dict[str, list[dict[str, Any]]]) -> ScheduleLog:
-    header = kinds["header"][0]
-    requests = kinds["request"]
-    if header["policy"] == "priority":  # vLLM breaks ties of priority and arrival by id
-        requests = sorted(requests, key=lambda r: (r["arrival"], r["id"]))
+def _log(
+    path: Path,
+    engine: tuple[EngineArgs, int, FixedCost],
+    requests: list[_Request],
+    steps: list[LoggedStep],
+    results: dict[str, tuple[float, float, int]],
+) -> ScheduleLog:
+    args, num_gpu_blocks, cost = engine
+    if len({r.id for r in requests}) != len(requests):
+        raise ValueError("two requests have the same id")
+    if args.scheduling_policy == "priority":  # vLLM breaks ties of priority and arrival by id
+        requests = sorted(requests, key=lambda r: (r.arrival, r.id))
     else:
-        requests = sorted(requests, key=lambda r: r["arrival"])
-    blocks = from_rows([r["blocks"] for r in requests], int(header["block_size"]))
+        requests = sorted(requests, key=lambda r: r.arrival)
+    blocks = from_rows([r.blocks for r in requests], args.block_size)
     trace = Trace(
-        arrival=np.array([r["arrival"] for r in requests], dtype=np.float64),
-        prompt_tokens=np.array([r["prompt_len"] for r in requests], dtype=np.int64),
-        output_tokens=np.array([r["out"] for r in requests], dtype=np.int64),
-        priority=np.array([r.get("priority", 0) for r in requests], dtype=np.int64),
-        prefix=ensure_chained(blocks) if header["enable_prefix_caching"] else None,
+        arrival=np.array([r.arrival for r in requests], dtype=np.float64),
+        prompt_tokens=np.array([r.prompt_tokens for r in requests], dtype=np.int64),
+        output_tokens=np.array([r.output_tokens for r in requests], dtype=np.int64),
+        priority=np.array([r.priority for r in requests], dtype=np.int64),
+        prefix=ensure_chained(blocks) if args.enable_prefix_caching else None,
         source=str(path),
     )
-    steps = [
-        LoggedStep(
-            end=step["end"] if "end" in step else step["t"],
-            batch=[(str(name), int(tokens)) for name, tokens in step["batch"]],
-            preempted=sorted(step["preempted"]),  # vLLM keeps sets of them: their order says nothing
-            resumed=sorted(step["resumed"]),
-            hits=dict(step["hits"]),
-            free=int(step["free"]),
-        )
-        for step in kinds["step"]
-    ]
-    results = {r["id"]: (r["first"], r["end"], r["preempt"]) for r in kinds["result"]}
-    return ScheduleLog(path, header, [r["id"] for r in requests], trace, steps, results)
+    return ScheduleLog(path, args, num_gpu_blocks, cost, [r.id for r in requests], trace, steps, results)
+
+
+def _engine(header: dict[str, Any]) -> tuple[EngineArgs, int, FixedCost]:
+    """Engine arguments, KV blocks and step times of a header line."""
+    seconds = header["step_seconds"]
+    cost = FixedCost(float(seconds["base"]), float(seconds["per_token"]))
+    if not (0 <= cost.base_s < inf and 0 <= cost.per_token_s < inf and cost.base_s + cost.per_token_s > 0):
+        raise ValueError(f"step_seconds {seconds} are no durations")
+    if header["policy"] not in {"fcfs", "priority"}:
+        raise ValueError(f"policy {header['policy']!r} is neither fcfs nor priority")
+    args = EngineArgs(
+        policy="vllm",
+        scheduling_policy=header["policy"],
+        max_num_seqs=_positive(header, "max_num_seqs"),
+        max_num_batched_tokens=_positive(header, "max_num_batched_tokens"),
+        max_model_len=_positive(header, "max_model_len"),
+        block_size=_positive(header, "block_size"),
+        enable_prefix_caching=bool(header["enable_prefix_caching"]),
+        long_prefill_token_threshold=int(header["long_prefill_token_threshold"]),
+        scheduler_reserve_full_isl=bool(header["scheduler_reserve_full_isl"]),
+        watermark=float(header.get("watermark", 0.0)),
+        async_scheduling="Async" in str(header["scheduler"]),
+    )
+    return args, _positive(header, "num_gpu_blocks"), cost
+
+
+def _positive(header: dict[str, Any], name: str) -> int:
+    value = int(header[name])
+    if value < 1:
+        raise ValueError(f"{name} must be >= 1, not {value}")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    id: str
+    arrival: float  # s
+    prompt_tokens: int
+    output_tokens: int
+    blocks: list[int]
+    priority: int
+
+
+def _request(value: dict[str, Any]) -> _Request:
+    return _Request(
+        id=str(value["id"]),
+        arrival=float(value["arrival"]),
+        prompt_tokens=int(value["prompt_len"]),
+        output_tokens=int(value["out"]),
+        blocks=[int(block) for block in value["blocks"]],
+        priority=int(value.get("priority", 0)),
+    )
+
+
+def _step(value: dict[str, Any]) -> LoggedStep:
+    return LoggedStep(
+        end=float(value["end"] if "end" in value else value["t"]),
+        batch=[(str(name), int(tokens)) for name, tokens in value["batch"]],
+        preempted=sorted(map(str, value["preempted"])),  # vLLM keeps sets of them: their order says nothing
+        resumed=sorted(map(str, value["resumed"])),
+        hits={str(name): int(tokens) for name, tokens in value["hits"].items()},
+        free=int(value["free"]),
+    )
+
+
+def _result(value: dict[str, Any]) -> tuple[str, tuple[float, float, int]]:
+    return str(value["id"]), (float(value["first"]), float(value["end"]), int(value["preempt"]))
+
+
+_READERS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "header": _engine,
+    "request": _request,
+    "step": _step,
+    "result": _result,
+}
 
 
 @dataclass(slots=True)
@@ -148,7 +220,7 @@ class _Watcher:
     def __init__(self, log: ScheduleLog, step_s: FixedCost) -> None:
         self.names = log.ids
         self.step_s = step_s
-        self.after_scheduling = log.is_async  # when the log reads the free blocks
+        self.after_scheduling = bool(log.args.async_scheduling)  # when the log reads the free blocks
         self.steps: list[LoggedStep] = []
         self._open: list[_Span] = []  # plans whose steps are not written down yet
         self._admitted: set[int] = set()
@@ -206,27 +278,13 @@ class _Watcher:
 
 def check_schedule(log: ScheduleLog, *, step_mode: bool) -> Comparison:
     """Replay ``log``'s requests on the ``vllm`` policy with the log's step times and compare step by step."""
-    header = log.header
-    seconds = header["step_seconds"]
-    cost = FixedCost(float(seconds["base"]), float(seconds["per_token"]))
-    watcher = _Watcher(log, cost)
+    watcher = _Watcher(log, log.cost)
     records = simulate(
         log.trace,
-        EngineArgs(
-            policy="vllm",
-            scheduling_policy=header["policy"],
-            max_num_seqs=int(header["max_num_seqs"]),
-            max_num_batched_tokens=int(header["max_num_batched_tokens"]),
-            block_size=int(header["block_size"]),
-            enable_prefix_caching=bool(header["enable_prefix_caching"]),
-            long_prefill_token_threshold=int(header["long_prefill_token_threshold"]),
-            scheduler_reserve_full_isl=bool(header["scheduler_reserve_full_isl"]),
-            watermark=float(header.get("watermark", 0.0)),
-            async_scheduling=log.is_async,
-        ),
-        cost,
-        int(header["num_gpu_blocks"]),
-        max_model_len=int(header["max_model_len"]),
+        log.args,
+        log.cost,
+        log.num_gpu_blocks,
+        max_model_len=log.args.max_model_len,
         step_mode=step_mode,
         observer=watcher,
         sequential=True,
@@ -268,8 +326,8 @@ def _compare_results(log: ScheduleLog, records: SimulationRecords) -> str | None
             continue
         mine = (float(requests.first_token[row]), float(requests.finish[row]), int(requests.preemptions[row]))
         theirs = log.results[name]
-        if theirs[2] != mine[2] or any(
-            abs(a - b) > TIME_TOLERANCE_S for a, b in zip(theirs[:2], mine[:2], strict=True)
+        if theirs[2] != mine[2] or not all(
+            abs(a - b) <= TIME_TOLERANCE_S for a, b in zip(theirs[:2], mine[:2], strict=True)
         ):
             return (
                 f"request {name} differs (first token, end, preemptions):\n  log:       {theirs}\n  simulator: {mine}"

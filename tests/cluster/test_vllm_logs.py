@@ -21,6 +21,8 @@ def test_every_step_of_the_real_scheduler_is_reproduced(path: Path, step_mode: b
     assert found.matched == found.total > 0
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the reference data's vllm_scheduler folder beside the repository")
+@pytest.mark.skipif(
+    not SHARED.is_dir(), reason="needs the reference data's vllm_scheduler folder beside the repository"
+)
 def test_all_eighteen_reference_logs_are_there() -> None:
     assert len(list(SHARED.glob("*.jsonl.gz"))) == 18
