@@ -10,13 +10,12 @@ of two: an arrival waits one step longer and a finish is seen one step later.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import inf, sqrt
 from typing import Protocol
 
 from simulator.cost.interface import StepCost
 from simulator.replica.recorder import BUFFER, Recorder
-from simulator.replica.steps import apply_step, batch_sums, record_moves, record_unfinished, release_ended
+from simulator.replica.steps import OnFinish, apply_step, batch_sums, record_moves, record_unfinished, release_ended
 from simulator.scheduling.policy import Policy
 from simulator.scheduling.request import Request
 from simulator.scheduling.state import DECODE, EngineState, Step
@@ -35,7 +34,7 @@ class Observer(Protocol):
 
 
 class Engine:
-    """A replica's engine. The cluster calls ``add`` when a request arrives and ``wake`` at ``wake_time``."""
+    """A replica's engine. The cluster calls ``add`` when a request arrives and ``run_until`` past ``wake_time``."""
 
     __slots__ = (
         "_begin",
@@ -43,7 +42,6 @@ class Engine:
         "_curve",
         "_exact",
         "_half",
-        "_index",
         "_lead",
         "_pending",
         "_recorder",
@@ -70,10 +68,9 @@ class Engine:
         cost: StepCost,
         recorder: Recorder,
         *,
-        index: int = 0,
         step_mode: bool = False,
         sequential: bool = False,
-        on_finish: Callable[[Request, float], None] | None = None,
+        on_finish: OnFinish | None = None,
         observer: Observer | None = None,
     ) -> None:
         """step_mode: plan every step on its own instead of in spans.
@@ -89,7 +86,6 @@ class Engine:
         self.busy_until = 0.0  # end of the last planned step
         self.last_token_time = 0.0  # end of the last planned step that made decode tokens
         self._recorder = recorder
-        self._index = index
         self._step_mode = step_mode
         self._sequential = sequential
         self._lead = 1 if state.args.async_scheduling else 0
@@ -124,7 +120,7 @@ class Engine:
             if self._pending:
                 self._apply()
             if releasing and releasing[0][0] <= now:
-                self._release(now)
+                release_ended(state, self._recorder, now, self.on_finish)
             if observer is not None:
                 observer.settled(now, state)
             begin = self.busy_until
@@ -143,10 +139,6 @@ class Engine:
                 now = begin if begin > now else inf
             self.wake_time = now
 
-    def _release(self, now: float) -> None:
-        """Let the requests go whose last step has ended."""
-        release_ended(self.state, self._recorder, now, self.on_finish)
-
     def close(self, time: float) -> None:
         """Write down the requests still here; call once, when the simulation stops at ``time``."""
         if self._pending > 1:  # a span reaches beyond: what step-by-step planning would have applied by now
@@ -156,7 +148,7 @@ class Engine:
         if self._row is not None:
             self._close_row()
         state = self.state
-        self._release(time)
+        release_ended(state, self._recorder, time, self.on_finish)
         record_unfinished(state, self._recorder)
 
     # -- planning ----------------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ class PipelineEngine:
             step = self.policy.schedule(lane)
             if step is None:
                 return False
-            if self.observer is not None:
+            if self.observer is not None and (step.decodes or step.chunks):
                 self.observer.planned(now, now, step, lane)
             record_moves(lane, step, self._recorder, now, self._last_token_time[lane.lane])
             if step.decodes or step.chunks:
