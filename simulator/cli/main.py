@@ -13,7 +13,21 @@ import typer
 import typer.core
 
 from simulator import __version__
-from simulator.cli import bench, check, check_schedule, explain, fit, gpus, models, policies, profile, run, schema, trace
+from simulator.cli import (
+    bench,
+    check,
+    check_schedule,
+    explain,
+    fit,
+    gpus,
+    models,
+    policies,
+    profile,
+    run,
+    schema,
+    trace,
+    validate,
+)
 from simulator.cli.console import err, print_error
 from simulator.core.errors import UserError
 
@@ -29,6 +43,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "check-schedule": check_schedule.check_schedule,
     "bench": bench.bench,
     "profile": profile.profile,
+    "validate": validate.validate,
 }
 GROUPS: dict[str, typer.Typer] = {"trace": trace.app}
 

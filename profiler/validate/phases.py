@@ -1,0 +1,97 @@
+"""Prefill and decode phases of requests served a few at a time.
+
+The requests are replayed at the times their prefills began. GPU and engine version are not stated in the published
+files (an H100-class GPU); they are assumed and said.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from profiler.validate import training
+from profiler.validate.reading import MeasurementError, Table, read_table
+from profiler.validate.residuals import Comparison, Metric, Residual, mape, metrics_of
+from profiler.validate.served import Options, Server, serve
+from simulator.cost.defaults import overhead_of_version
+from simulator.metrics.requests import latencies
+from traces.trace import Trace
+
+KIND = "phases"
+COLUMNS = ("request_id", "phase_type", "t_start", "t_end", "prefill_tokens", "decode_tokens")
+GPU, VERSION = "H100-SXM", "0.11.0"  # assumed: H100-class by the data's README, December 2025 by the files' names
+MODELS = {"1b": "Qwen/Qwen2.5-1.5B", "3b": "Qwen/Qwen2.5-3B"}  # by the files' names
+
+
+def compare(path: Path, options: Options) -> Comparison:
+    """Replay a file. Raises MeasurementError."""
+    table = read_table(path, COLUMNS)
+    name = _model(table)
+    start, prompt, output, prefill_s, decode_s = _requests(table)
+    server = Server(
+        model=name,
+        gpu=table.rows[0].get("gpu") or GPU,
+        engine={"enable_prefix_caching": False, "async_scheduling": False},
+        overhead=overhead_of_version(table.rows[0].get("vllm") or VERSION),
+    )
+    setup = server.setup(options)
+    trace = Trace(arrival=start, prompt_tokens=prompt, output_tokens=output + 1, source=path.name)
+    seen = latencies(serve(setup, trace).requests)
+    part = training.part(KIND, {"file": path.name})
+    # A request's phases: the prefill ends with its first token, the decode phase makes the rest.
+    residuals = []
+    for i in range(len(start)):
+        case = f"{path.stem}:{i}"
+        pairs = [("prefill", seen.ttft[i], prefill_s[i], float(prompt[i]))]
+        if output[i]:
+            pairs.append(("decode_per_token", seen.tpot[i], decode_s[i] / output[i], float(prompt[i] + output[i] / 2)))
+        for metric, predicted, measured, load in pairs:
+            who = setup.model.name, setup.gpu.name
+            residuals.append(Residual(KIND, case, metric, "ms", predicted * 1e3, measured * 1e3, *who, load, part))
+    note = f"GPU and version not in the file: {setup.gpu.name}, vLLM {VERSION} with synchronous scheduling, assumed."
+    return Comparison(KIND, path, tuple(residuals), (note,))
+
+
+def summary(residuals: Sequence[Residual]) -> list[Metric]:
+    """Mean absolute errors."""
+    return [
+        *metrics_of(KIND, residuals, "mape", mape, {"prefill": 10.0, "decode_per_token": 10.0}),
+        Metric(f"{KIND}.requests", len({r.case for r in residuals}), "requests"),
+    ]
+
+
+def _model(table: Table) -> str:
+    given = table.rows[0].get("model")
+    if given:
+        return given
+    size = re.search(r"qwen(\d+b)", table.path.name)
+    if size is None or size[1] not in MODELS:
+        raise MeasurementError(
+            "does not say which model was served.", where=str(table.path),
+            remedy=f"Add a column 'model', or name the file as the published ones are ({', '.join(MODELS)}).",
+        )  # fmt: skip
+    return MODELS[size[1]]
+
+
+def _requests(table: Table) -> tuple[np.ndarray, ...]:
+    """(start s, prompt tokens, decode tokens, prefill s, decode s) by request, in order of their start."""
+    phases: dict[str, dict[str, tuple[float, float, int]]] = {}
+    for row, _ in table:
+        kind = table.text(row, "phase_type")
+        if kind not in ("prefill", "decode"):
+            raise MeasurementError(f"unknown phase {kind!r}.", where=table.where(row, "phase_type"))
+        begin, end = (table.number(row, c, positive=False) for c in ("t_start", "t_end"))
+        if end <= begin:
+            where = table.where(row, "t_end")
+            raise MeasurementError(f"the phase ends at {end:g}, before its start {begin:g}.", where=where)
+        tokens = table.integer(row, f"{kind}_tokens")
+        phases.setdefault(table.text(row, "request_id"), {})[kind] = (begin, end - begin, tokens)
+    for name, both in phases.items():
+        if "prefill" not in both:
+            raise MeasurementError(f"request {name} has no prefill phase.", where=str(table.path))
+    rows = sorted((*both["prefill"], *both.get("decode", (0.0, 0.0, 0))) for both in phases.values())
+    starts, prefill_s, prompt, _, decode_s, output = (np.array(c) for c in zip(*rows, strict=True))
+    return starts - starts.min(), prompt, output, prefill_s, decode_s

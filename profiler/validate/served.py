@@ -1,0 +1,93 @@
+"""A measured server as a scenario, so that a comparison runs exactly what a user's scenario would."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from simulator.cluster.simulation import simulate
+from simulator.core.random import streams
+from simulator.metrics.requests import Latencies, latencies
+from simulator.replica.records import SimulationRecords
+from simulator.scenario.build import Setup, build
+from simulator.scenario.config import EngineSpec, HardwareSpec, ModelSpec, Scenario
+from simulator.scenario.workload import Preset, Workload
+from traces.trace import Trace
+
+# A scenario says what arrives too; comparisons hand the trace over themselves.
+_NOTHING = Workload(preset=Preset(name="azure-conv", num_requests=1))
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user may choose. Nothing here is tuned by a comparison.
+
+    calibration: as ``hardware.calibration`` of a scenario. overhead: instead of the engine version's own preset.
+    """
+
+    calibration: str = "auto"
+    overhead: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server of a measurement in the words of a scenario."""
+
+    model: str
+    gpu: str
+    engine: Mapping[str, Any]
+    overhead: str  # preset
+    dtype: str = "auto"
+    quantization: str | None = None
+    kv_cache_dtype: str = "auto"
+
+    def setup(self, options: Options) -> Setup:
+        """Built as ``windtunnel run`` builds it. Raises UserError."""
+        return build(
+            Scenario(
+                model=ModelSpec(
+                    name=self.model,
+                    dtype=self.dtype,
+                    quantization=self.quantization,
+                    kv_cache_dtype=self.kv_cache_dtype,
+                ),
+                hardware=hardware(self.gpu, options.calibration),
+                engine=EngineSpec(**{"overhead": options.overhead or self.overhead, **self.engine}),
+                workload=_NOTHING,
+            )
+        )
+
+
+def hardware(gpu: str, calibration: str) -> HardwareSpec:
+    """The GPU of a scenario with its calibration."""
+    given: dict[str, Any] = {"calibration": calibration} if _CALIBRATED else {}
+    return HardwareSpec(gpu=gpu, **given)
+
+
+_CALIBRATED = "calibration" in HardwareSpec.__dataclass_fields__
+
+
+def serve(setup: Setup, trace: Trace, *, users: int | None = None) -> SimulationRecords:
+    """Serve a trace, open loop or with so many users."""
+    args = setup.args
+    return simulate(
+        trace, args, setup.cost, setup.num_gpu_blocks, max_model_len=args.max_model_len, closed_loop_users=users
+    )
+
+
+def client_latencies(setup: Setup, records: SimulationRecords) -> Latencies:
+    """As a client over HTTP sees them: the engine's, and what the API server adds to the first token."""
+    seen = latencies(records.requests)
+    added = setup.cost.overhead.request_s(records.requests.prompt_tokens.astype(np.float64))
+    e2e = seen.e2e + added
+    return Latencies(seen.ttft + added, seen.tpot, e2e, e2e / records.requests.output_tokens, seen.queue)
+
+
+def uniform_lengths(nominal: int, low: float, n: int, seed: int, name: str) -> np.ndarray:
+    """Whole lengths uniform in [low, 1] x nominal, as InferenceX's client draws them."""
+    rng = streams(seed).stream(f"validate.{name}")
+    return rng.integers(int(low * nominal), nominal + 1, n)
