@@ -62,8 +62,8 @@ def points(n: int, stream: int) -> NDArray[np.float64]:
 def trace(n: int, rate: float, prompt: int, output: int, **columns: Any) -> Trace:
     """Gaps like those of a Poisson process; lengths uniform up to twice the given means."""
     arrival = np.cumsum(-np.log(points(n, 0)) / rate)
-    lengths = (1 + (points(n, k) * (2 * mean - 1)).astype(np.int64) for k, mean in ((1, prompt), (2, output)))
-    return Trace(arrival, *lengths, **columns)
+    prompts, outputs = (1 + (points(n, k) * (2 * mean - 1)).astype(np.int64) for k, mean in ((1, prompt), (2, output)))
+    return Trace(arrival, prompts, outputs, **columns)
 
 
 def sharing(n: int) -> Trace:
