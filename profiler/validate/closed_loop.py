@@ -32,7 +32,9 @@ def compare(path: Path, options: Options) -> Comparison:
     table = read_table(path, COLUMNS)
     residuals: list[Residual] = []
     skipped: list[str] = []
-    for row, _ in table:
+    for row, given in table:
+        if options.only_training and not training.is_training(KIND, given):
+            continue
         low, prompts = _protocol(table, row)
         try:
             server = server_of(table, row)
@@ -43,7 +45,7 @@ def compare(path: Path, options: Options) -> Comparison:
             skipped.append(f"row {row} skipped: {error.message}")
             continue
         residuals += found
-    if not residuals:
+    if not residuals and skipped:
         raise MeasurementError(f"no row can be simulated; {skipped[0]}", where=str(path))
     return Comparison(KIND, path, tuple(residuals), tuple(skipped))
 
@@ -117,7 +119,7 @@ def _residuals(table: Table, row: int, server: Server, low: float, prompts: int,
     seen = client_latencies(setup, serve(setup, trace, users=users))
     predicted = {"ttft": float(np.nanmean(seen.ttft)) * 1e3, "tpot": float(np.nanmean(seen.tpot)) * 1e3}
     saturated = (table.rows[row - 1].get("sat") or "").strip().lower() == "true"
-    part = "apart" if saturated else training.part(KIND, {**table.rows[row - 1], "model": server.model})
+    part = "apart" if saturated else training.part(KIND, table.rows[row - 1])
     case = f"{table.text(row, 'id')}"
     return [
         Residual(KIND, case, m, "ms", predicted[m], measured[m], server.model, setup.gpu.name, users, part)

@@ -40,6 +40,8 @@ def compare(path: Path, options: Options) -> Comparison:
     for row, given in table:
         if table.integer(row, "stage", positive=False) < 0:
             continue
+        if options.only_training and not training.is_training(KIND, given):
+            continue
         apart = not (given.get("usable") or "yes").lower().startswith("yes")
         try:
             residuals += _row(table, row, "apart" if apart else "", options)
@@ -47,7 +49,7 @@ def compare(path: Path, options: Options) -> Comparison:
             raise
         except UserError as error:
             notes.append(f"row {row} skipped: {error.message}")
-    if not residuals:
+    if not residuals and notes:
         raise MeasurementError(f"no row can be simulated; {'; '.join(notes[:1])}", where=str(path))
     apart_rows = {r.case for r in residuals if r.part == "apart"}
     if apart_rows:
@@ -88,7 +90,7 @@ def _row(table: Table, row: int, part: str, options: Options) -> list[Residual]:
     warm = np.arange(len(trace)) >= min(2 * DISTINCT_PROMPTS, len(trace) // 2)
     predicted = {"ttft": seen.ttft, "tpot": seen.tpot, "e2e": seen.e2e}
     case = f"{table.text(row, 'exp')}:{rate:g}/s"
-    part = part or training.part(KIND, {"exp": table.text(row, "exp")})
+    part = part or training.part(KIND, table.rows[row - 1])
     who = setup.model.name, setup.gpu.name, rate, part
     means = {name: float(np.nanmean(predicted[name][warm])) * 1e3 for name in METRICS}
     return [Residual(KIND, case, n, "ms", means[n], table.number(row, c), *who) for n, c in METRICS.items()]

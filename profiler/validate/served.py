@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,9 @@ class Options:
     calibration: str = "auto"
     overhead: str | None = None
     seed: int = 0
+    # For ``fit_overhead`` alone: the declared training part only, with these seconds in place of the preset's.
+    only_training: bool = False
+    seconds: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,14 @@ class Server:
 
     def setup(self, options: Options) -> Setup:
         """Built as ``windtunnel run`` builds it. Raises UserError."""
+        found = _built(repr((self, options.calibration, options.overhead)), lambda: self._build(options))
+        if not options.seconds:
+            return found
+        given: dict[str, Any] = dict(options.seconds)
+        overhead = replace(found.cost.overhead, **given)
+        return replace(found, cost=found.cost.with_overhead(overhead))
+
+    def _build(self, options: Options) -> Setup:
         return build(
             Scenario(
                 model=ModelSpec(
@@ -60,6 +71,18 @@ class Server:
                 workload=_NOTHING,
             )
         )
+
+
+_SETUPS: dict[str, Setup] = {}
+
+
+def _built(key: str, make: Callable[[], Setup]) -> Setup:
+    """Setups are pure and their price tables fill up: rows of one server share them."""
+    if key not in _SETUPS:
+        if len(_SETUPS) >= 128:
+            _SETUPS.clear()
+        _SETUPS[key] = make()
+    return _SETUPS[key]
 
 
 def hardware(gpu: str, calibration: str) -> HardwareSpec:

@@ -89,5 +89,9 @@ def engine_overhead(
         () if eager else capture_sizes(max_num_seqs, max_num_batched_tokens, ceiling, max_cudagraph_capture_size)
     )
     return EngineOverhead(
-        async_scheduling=async_scheduling, graph_sizes=sizes, source=f"{preset}: {found['source']}", **seconds
+        async_scheduling=async_scheduling,
+        graph_sizes=sizes,
+        full_graphs=bool(found.get("full_graphs", True)),
+        source=f"{preset}: {found['source']}",
+        **seconds,
     )

@@ -43,9 +43,10 @@ class EngineOverhead:
     gpu_gap_s: float = 0.2e-3  # input copies, sampled tokens back and forth: the GPU idles whatever the scheduling
     cpu_step_s: float = 0.7e-3  # schedule, prepare inputs, process outputs
     cpu_per_sequence_s: float = 6e-6
-    launch_s: float = 4e-6  # CPU seconds per kernel launched outside a graph
+    launch_s: float = 4e-6  # CPU seconds per kernel or piece of a graph launched outside a full graph, Python included
     async_scheduling: bool = True
     graph_sizes: tuple[int, ...] = capture_sizes()  # empty: enforce_eager
+    full_graphs: bool = True  # attention of pure decodes inside the graph (vLLM from 0.11: FULL_AND_PIECEWISE)
     source: str = "assumption"
     api_request_s: float = 0.0
     api_token_s: float = 0.0  # per prompt token

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from copy import copy
+from typing import Generic, NamedTuple, Self, TypeVar
 
 from simulator.cost.interface import Line
 from simulator.cost.operators import ChunkSeconds, Curve, Operators, Price, sum_curves
@@ -15,6 +16,7 @@ from simulator.model.architecture import Layer, Model
 from simulator.model.formats import weight_format
 from simulator.model.weights import Linear, format_of, layer_linears, vocab_rows
 
+PIECE_LAUNCHES = 4  # per layer outside a full graph: the piece, the write to the cache, attention and its metadata
 FOREVER = 1 << 40  # steps: the price never bends
 EXACT_TOKENS = 512  # up to here every token count has its own price; beyond, prices are interpolated
 GRID_TOKENS = 128  # between multiples of this, where matrix times are straight lines but for their tiles
@@ -78,6 +80,13 @@ class OperatorCost:
         stages = self._stages()
         self._use(max(stages, key=self._reference_time) if len(stages) > 1 else stages[0])
 
+    def with_overhead(self, overhead: EngineOverhead) -> Self:
+        """The same kernels under another engine; prices of tokens are shared, not made again."""
+        other = copy(self)
+        other.overhead = overhead
+        other._overhead_tables()  # noqa: SLF001 - its own class
+        return other
+
     # -- set-up -------------------------------------------------------------------------------------------------
 
     def _stages(self) -> list[tuple[tuple[Layer, ...], bool, bool]]:
@@ -109,8 +118,14 @@ class OperatorCost:
         self._kernels = sum(n * self._kernels_of(x) for x, n in self._layers.items()) + 4
         self._by_tokens: Table[float] = Table(self._tokens_seconds)
         self._by_sampled: Table[float] = Table(lambda n: _seconds(self.sampled_entries(n)))
-        self._by_decodes: Table[Decode] = Table(self._decode_entry)
         self._mixed_decode: Table[tuple[Curve, Curve]] = Table(self._attention_curves)
+        self._overhead_tables()
+
+    def _overhead_tables(self) -> None:
+        self._by_decodes: Table[Decode] = Table(self._decode_entry)
+        self._graph_top = (self.overhead.graph_sizes or (0,))[-1]
+        self._launch_eager = self._launches(self._graph_top + 1) * self.overhead.launch_s
+        self._launch_pieces = self._launches(0) * self.overhead.launch_s
         self._mixed_gpu: Table[float] = Table(self._mixed_tokens)
         self._cpu: Table[tuple[float, float]] = Table(self._mixed_cpu)
 
@@ -208,8 +223,7 @@ class OperatorCost:
     def _decode_entry(self, n: int) -> Decode:
         full, windowed = self._attention_curves(n)
         gpu = self._by_tokens[self.overhead.padded(n)] + self._by_sampled[n]
-        graph = n <= (self.overhead.graph_sizes or (0,))[-1]
-        floor = self.overhead.floor_s(n, 1 if graph else self._kernels)
+        floor = self.overhead.floor_s(n, 1 if self.overhead.full_graphs and n <= self._graph_top else self._launches(n))
         serial = self.overhead.serial_s(n)
         if full.knots or windowed.knots:
             return Decode(gpu, 0.0, 0.0, floor, serial, full, windowed)
@@ -220,10 +234,14 @@ class OperatorCost:
         return self._by_tokens[self.overhead.padded(tokens)] + self._prefill_launch
 
     def _mixed_cpu(self, num_sequences: int) -> tuple[float, float]:
-        """With a prefill aboard, attention runs outside the graphs; its Python costs about as much as launching all the
-        other kernels does above the graph sizes; both count the same (assumption).
+        return self.overhead.serial_s(num_sequences), self.overhead.floor_s(num_sequences, 0)
+
+    def _launches(self, tokens: int) -> int:
+        """Kernels and graphs the CPU launches for a step whose attention runs outside the graphs: with a prefill
+        aboard, or when the engine captures pieces alone. Between two attentions lies one piece; above the captured
+        sizes every kernel is launched by itself.
         """
-        return self.overhead.serial_s(num_sequences), self.overhead.floor_s(num_sequences, self._kernels)
+        return self._kernels if tokens > self._graph_top else PIECE_LAUNCHES * sum(self._layers.values()) + 1
 
     # -- StepCost -----------------------------------------------------------------------------------------------
 
@@ -276,6 +294,7 @@ class OperatorCost:
                 seconds += full.base[0] + full.slope[0] * context + wind.base[0] + wind.slope[0] * windowed
         sequences = num_decodes + len(chunks)
         serial, floor = self._cpu[sequences]
+        floor += self._launch_eager if tokens > self._graph_top else self._launch_pieces
         return serial + (seconds if seconds > floor else floor)  # noqa: FURB136 - the hot path; max() costs a call
 
 
