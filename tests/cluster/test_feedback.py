@@ -225,6 +225,14 @@ class TestTies:
             requests = simulate(trace, args(), FixedCost(step, 0.0), 4000).requests
             assert requests.scheduled[1] == pytest.approx(scheduled)
 
+    def test_so_does_one_that_waited_for_an_answer(self) -> None:
+        """As above, where the engine has events of its own: a turn after 0.125 s of thinking meets a step's end."""
+        turns = [(0.0, nan, 0), (0.0, 0.125, 0), (0.0, nan, 1), (0.0, nan, 2)]
+        trace = sessions(turns, output_tokens=np.array([1, 2, 2, 9]))  # the third one ends at 0.25 s too
+        requests = simulate(trace, args(), FixedCost(0.125, 0.0), 4000).requests
+        assert requests.arrival[1] == 0.25
+        assert requests.scheduled[1] == 0.25
+
 
 class TestRejection:
     def test_what_can_never_be_served_is_turned_away_without_a_trace(self) -> None:
