@@ -26,6 +26,7 @@ class Campaign:
     timing: Mapping[str, float]
     rotate_bytes: int | None  # buffers together at least so large; None: twice the L2
     threads: int | None  # of torch, on the CPU
+    clock: str  # wall | cpu (CPU seconds of this process: one core of a shared machine)
     seed: int
     sha256: str
 
@@ -94,6 +95,7 @@ FIELDS: Mapping[str, Mapping[str, tuple[Check, Any]]] = {
         "tokens": (each(whole()), TOKENS),
         "shapes": (lambda v: None if v == [] else each(each(whole(), 2))(v), []),  # [n, k], beside the models' own
         "models": (true_or_false, True),
+        "unfused": (true_or_false, False),  # q, k, v, gate and up by themselves too, as eager model code runs them
     },
     "prefill_attention": {
         "dtypes": (each(FLOAT), ["bf16"]),
@@ -116,10 +118,17 @@ FIELDS: Mapping[str, Mapping[str, tuple[Check, Any]]] = {
         "backends": (each(one_of("loop", "gather", "varlen_paged", "flex", "flashinfer")), ["varlen_paged", "gather"]),
         "max_tokens": (whole(), 2_000_000),  # larger points (batch x context) are left out
     },
+    "packed_attention": {  # all sequences of a step in one masked product, as engines without a paged kernel run
+        "dtypes": (each(FLOAT), ["bf16"]),
+        "queries": (each(whole()), [1, 8, 64, 256]),
+        "keys": (each(whole()), [64, 512, 4096, 16384]),
+        "heads": (lambda v: None if v == [] else each(each(whole(), 3))(v), []),
+        "max_pairs": (positive, 5e8),
+    },
     "moe": {
         "dtypes": (each(FLOAT), ["bf16"]),
         "tokens": (each(whole()), TOKENS),
-        "routing": (each(one_of("balanced", "skewed")), ["balanced", "skewed"]),
+        "routing": (each(one_of("balanced", "uniform", "skewed")), ["balanced", "uniform", "skewed"]),
         "shapes": (lambda v: None if v == [] else each(each(whole(), 4))(v), []),  # [hidden, inter, experts, top_k]
         "backends": (each(one_of("grouped_mm", "loop")), ["grouped_mm", "loop"]),
     },
@@ -128,7 +137,7 @@ FIELDS: Mapping[str, Mapping[str, tuple[Check, Any]]] = {
         "tokens": (each(whole()), [1, 16, 64, 256, 1024, 4096]),
         "kernels": (
             each(one_of("rms_norm", "add_rms_norm", "rope_and_cache", "silu_mul", "embedding", "sample_greedy",
-                        "sample_top_p")),
+                        "sample_top_p", "add_rms_norm_unfused", "rope_and_cache_unfused")),
             ["rms_norm", "add_rms_norm", "rope_and_cache", "silu_mul", "embedding", "sample_greedy"],
         ),
         "max_sampled": (whole(), 1024),  # rows of logits
@@ -165,6 +174,7 @@ TOP: Mapping[str, tuple[Check, Any]] = {
     "timing": (lambda v: None if isinstance(v, dict) else f"must be a mapping, not {v!r}", {}),
     "rotate_bytes": (whole(0, null=True), None),
     "threads": (whole(null=True), None),
+    "clock": (one_of("wall", "cpu"), "wall"),
     "seed": (whole(0), 0),
 }
 TIMING: Mapping[str, tuple[Check, Any]] = {
@@ -175,8 +185,17 @@ TIMING: Mapping[str, tuple[Check, Any]] = {
 # -- reading --------------------------------------------------------------------------------------------------------
 
 
+Where = Callable[[str], str]
+
+
 def load(path: Path) -> Campaign:
     """Reads and checks a campaign. Raises CampaignError with file, line and field."""
+    data, where, sha256 = read_checked(path)
+    return parse(data, where, sha256)
+
+
+def read_checked(path: Path) -> tuple[Any, Where, str]:
+    """(values, locator of fields, digest) of a YAML or JSON file. Raises CampaignError."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -189,33 +208,36 @@ def load(path: Path) -> Campaign:
             key = key.rpartition(".")[0]
         return f"{path}:{lines[key]}: {field}" if key in lines else f"{path}: {field}" if field else str(path)
 
-    return parse(data, where, hashlib.sha256(text.encode()).hexdigest())
+    return data, where, hashlib.sha256(text.encode()).hexdigest()
 
 
 def parse(data: Any, where: Callable[[str], str], sha256: str = "") -> Campaign:
     """From plain values. ``where(field)`` locates a field for errors."""
-    top: dict[str, Any] = _fields(data, TOP, "", where)
-    timing = _fields(top["timing"], TIMING, "timing", where)
+    top: dict[str, Any] = fields_of(data, TOP, "", where)
+    timing = fields_of(top["timing"], TIMING, "timing", where)
     for name in top["suites"]:
         if name not in FIELDS:
             raise CampaignError(
                 f"unknown suite {name!r}", where=where(f"suites.{name}"), remedy=nearest(str(name), FIELDS)
             )
-    suites = {name: _fields(top["suites"][name] or {}, FIELDS[name], f"suites.{name}", where) for name in top["suites"]}
+    suites = {
+        name: fields_of(fields or {}, FIELDS[name], f"suites.{name}", where) for name, fields in top["suites"].items()
+    }
     return Campaign(
         name=top["name"],
         device=top["device"],
-        models=tuple(_model(m, i, where) for i, m in enumerate(top["models"])),
+        models=tuple(model_of(m, i, where) for i, m in enumerate(top["models"])),
         suites=suites,
         timing=timing,
         rotate_bytes=top["rotate_bytes"],
         threads=top["threads"],
+        clock=top["clock"],
         seed=top["seed"],
         sha256=sha256,
     )
 
 
-def _fields(
+def fields_of(
     data: Any, known: Mapping[str, tuple[Check, Any]], path: str, where: Callable[[str], str]
 ) -> dict[str, Any]:
     if not isinstance(data, dict):
@@ -237,7 +259,7 @@ def _fields(
     return found
 
 
-def _model(entry: Any, index: int, where: Callable[[str], str]) -> DecoderShape:
+def model_of(entry: Any, index: int, where: Callable[[str], str]) -> DecoderShape:
     place = where(f"models.{index}")
     if isinstance(entry, str):
         return named(entry, place)

@@ -7,7 +7,6 @@ import os
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from profiler.measure.clock import CLOCKS, Clock
 from profiler.measure.errors import CampaignError
 
 NVML_CLOCK_SM, NVML_CLOCK_MEMORY = 1, 2  # nvml.h
@@ -45,11 +45,17 @@ class Effort:
 class Device:
     """A CUDA GPU or the CPU."""
 
-    def __init__(self, kind: str, *, threads: int | None = None) -> None:
+    def __init__(self, kind: str, *, threads: int | None = None, clock: str = "wall") -> None:
         if kind == "cuda" and not torch.cuda.is_available():
             raise CampaignError("torch sees no CUDA GPU here", where="device", remedy="Use --device cpu --quick.")
         if threads is not None:
             torch.set_num_threads(threads)
+        if clock == "cpu" and (kind != "cpu" or threads != 1):
+            raise CampaignError(
+                "the cpu clock counts one core", where="clock", remedy="Use it with device: cpu and threads: 1."
+            )
+        self.clock: Clock = CLOCKS[clock]()
+        self._method = {"wall": "perf_counter", "cpu": "cpu_time"}[clock]
         self.kind, self.device = kind, torch.device(kind)
         self.meter = Meter(kind)
 
@@ -71,6 +77,17 @@ class Device:
     def free(self) -> None:
         if self.is_cuda:
             torch.cuda.empty_cache()
+
+    def yardstick(self) -> float:
+        """Seconds of one small fixed product over 64 MiB of weights in turn: how fast this machine is just now.
+
+        Written beside measurements taken at different times, so that a machine that others slowed down shows. A
+        reading, never a correction.
+        """
+        x = torch.ones(16, 1024, device=self.device)
+        weights = [torch.ones(4096, 1024, device=self.device) for _ in range(4)]
+        effort = Effort(warmup=4, min_repeats=24, max_repeats=24, target_s=0.0)
+        return self.time(lambda i: torch.nn.functional.linear(x, weights[i % 4]), effort).median_s
 
     def describe(self) -> dict[str, Any]:
         if not self.is_cuda:
@@ -103,11 +120,11 @@ class Device:
         found: list[float] = []
         spent = 0.0
         while len(found) < effort.max_repeats and (len(found) < effort.min_repeats or spent < effort.target_s):
-            start = time.perf_counter()
+            start = self.clock.now()
             call(len(found))
-            found.append(time.perf_counter() - start)
+            found.append(self.clock.now() - start)
             spent += found[-1]
-        return summary(found, "perf_counter")
+        return summary(found, self._method)
 
     def _time_cuda(self, call: Callable[[int], object], effort: Effort) -> Timing:
         """Events around every call. A sleep kernel goes first, so that the queue is full and launches are hidden."""
@@ -136,11 +153,11 @@ class Device:
         self.synchronize()
         found: list[float] = []
         while len(found) < effort.max_repeats and (len(found) < effort.min_repeats or sum(found) < effort.target_s):
-            start = time.perf_counter()
+            start = self.clock.now()
             call(len(found))
             self.synchronize()
-            found.append(time.perf_counter() - start)
-        return summary(found, "perf_counter")
+            found.append(self.clock.now() - start)
+        return summary(found, self._method)
 
     @contextlib.contextmanager
     def peak_memory(self) -> Iterator[Callable[[], int | None]]:

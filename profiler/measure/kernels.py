@@ -54,6 +54,19 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
 
+def rms_norm_unfused(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
+    """As eager model code spells it: in float32, five kernels and two casts."""
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * wide.to(x.dtype)
+
+
+def rope_unfused(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """As eager model code spells it: whole-width tables ``(T, 1, D)`` and a rotated copy."""
+    a, b = x.chunk(2, -1)
+    return x * cos + torch.cat((-b, a), -1) * sin
+
+
 # -- attention ----------------------------------------------------------------------------------------------------
 
 
@@ -109,6 +122,17 @@ def gather_attention(q: Tensor, k: Tensor, v: Tensor, slots: Tensor, mask: Tenso
     """Paged decode of a batch: gather all keys, padded to the longest. ``slots (B, C)``, ``mask (B, 1, 1, C)``."""
     keys, values = k[slots].transpose(1, 2), v[slots].transpose(1, 2)
     return sdpa(q[:, :, None], keys, values, mask)[:, :, 0]
+
+
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, read: Tensor, mask: Tensor) -> Tensor:
+    """All queries of a step over all their keys, a block-diagonal additive mask between: how engines without a paged
+    kernel run (the continuous batching of transformers on SDPA). ``q (T, H, D)``, ``read (K,)``, ``mask (T, K)``.
+
+    The work is ``T x K`` whoever belongs to whom, and every query head gets its own copy of the keys.
+    """
+    group = q.shape[1] // k.shape[1]
+    keys, values = (x[read].transpose(0, 1).repeat_interleave(group, 0)[None] for x in (k, v))
+    return sdpa(q.transpose(0, 1)[None], keys, values, mask)[0].transpose(0, 1)
 
 
 def varlen_paged() -> Callable[..., Tensor]:

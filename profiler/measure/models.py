@@ -47,6 +47,17 @@ class DecoderShape:
         return found | {"gate_up_proj": (2 * self.inter, self.hidden), "down_proj": (self.hidden, self.inter)}
 
     @property
+    def unfused_linears(self) -> dict[str, tuple[int, int]]:
+        """As eager model code holds them: no fused projections."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        found = {name: (n, self.hidden) for name, n in (("q_proj", q), ("k_proj", kv), ("v_proj", kv))}
+        found |= {name: self.linears[name] for name in ("o_proj", "lm_head")}
+        if self.experts:
+            return found | {"router": (self.experts, self.hidden)}
+        inner = (self.inter, self.hidden)
+        return found | {"gate_proj": inner, "up_proj": inner, "down_proj": (self.hidden, self.inter)}
+
+    @property
     def parameters(self) -> int:
         attention = self.hidden * (self.qkv + self.heads * self.head_dim)
         mlp = 3 * self.hidden * self.inter * max(self.experts, 1) + self.experts * self.hidden

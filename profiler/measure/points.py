@@ -36,6 +36,8 @@ def _gemm(f: Fields, models: tuple[DecoderShape, ...]) -> Iterator[Point]:
     shapes = [tuple(s) for s in f["shapes"]]
     if f["models"]:
         shapes += [shape for model in models for shape in model.linears.values()]
+    if f["unfused"]:
+        shapes += [shape for model in models for shape in model.unfused_linears.values()]
     for dtype in f["dtypes"]:
         for n, k in dict.fromkeys(shapes):
             for m in f["tokens"]:
@@ -84,6 +86,19 @@ def _decode(f: Fields, models: tuple[DecoderShape, ...]) -> Iterator[Point]:
                                 }  # fmt: skip
 
 
+def _packed(f: Fields, models: tuple[DecoderShape, ...]) -> Iterator[Point]:
+    for dtype in f["dtypes"]:
+        for heads, kv_heads, dim in _heads(f, models):
+            for queries in f["queries"]:
+                for keys in f["keys"]:
+                    if queries <= keys and queries * keys <= f["max_pairs"]:
+                        yield {
+                            "op": "packed_attention", "queries": queries, "keys": keys, "heads": heads,
+                            "kv_heads": kv_heads, "head_dim": dim, "dtype": dtype, "kv_dtype": dtype,
+                            "backend": "sdpa_masked",
+                        }  # fmt: skip
+
+
 def context_lengths(batch: int, mean: int, spread: str) -> list[int]:
     """Equal, or skewed: every fourth sequence holds ten times what the others do; the mean stays."""
     if spread == "equal":
@@ -111,7 +126,7 @@ def _elementwise(f: Fields, models: tuple[DecoderShape, ...]) -> Iterator[Point]
         widths = {
             "rms_norm": model.hidden, "add_rms_norm": model.hidden, "silu_mul": model.inter,
             "rope_and_cache": model.qkv, "embedding": model.hidden, "sample_greedy": model.vocab,
-            "sample_top_p": model.vocab,
+            "sample_top_p": model.vocab, "add_rms_norm_unfused": model.hidden, "rope_and_cache_unfused": model.qkv,
         }  # fmt: skip
         for dtype in f["dtypes"]:
             for kernel in f["kernels"]:
@@ -119,7 +134,7 @@ def _elementwise(f: Fields, models: tuple[DecoderShape, ...]) -> Iterator[Point]
                     if kernel.startswith("sample") and tokens > f["max_sampled"]:
                         continue
                     point = {"op": "elementwise", "kernel": kernel, "tokens": tokens, "width": widths[kernel]}
-                    if kernel == "rope_and_cache":
+                    if kernel.startswith("rope"):
                         point |= {"heads": model.heads, "kv_heads": model.kv_heads, "head_dim": model.head_dim}
                     if kernel == "embedding":
                         point |= {"vocab": model.vocab}
@@ -165,6 +180,7 @@ def _whole(op: str) -> Any:
 
 MAKERS: Mapping[str, Any] = {
     "ceilings": _ceilings, "gemm": _gemm, "prefill_attention": _prefill, "decode_attention": _decode, "moe": _moe,
+    "packed_attention": _packed,
     "elementwise": _elementwise, "copies": _copies, "collectives": _collectives, "layer": _whole("layer"),
     "step": _whole("step"),
 }  # fmt: skip

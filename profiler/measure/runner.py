@@ -45,7 +45,7 @@ def run_campaign(
     """
     say = say or (lambda text: print(text, file=sys.stderr, flush=True))  # noqa: T201
     start = time.monotonic()
-    device = Device(campaign.device, threads=campaign.threads)
+    device = Device(campaign.device, threads=campaign.threads, clock=campaign.clock)
     wanted = points(campaign)
     with Journal(out / "measurements.jsonl") as journal:
         _header(journal, campaign, device)
@@ -114,7 +114,7 @@ def _suite(
     journal.write("suite", {
         "suite": suite, "seconds": round(seconds, 3), "points": here["point"], "skipped": here["skipped"],
         "energy_j": joules, "mean_power_w": None if joules is None else joules / seconds,
-        "before": before, "after": context.device.meter.state(),
+        "before": before, "after": context.device.meter.state(), "yardstick_s": context.device.yardstick(),
     })  # fmt: skip
     return True
 
@@ -179,6 +179,6 @@ def _header(journal: Journal, campaign: Campaign, device: Device) -> None:
     journal.write("header", {
         "schema": SCHEMA, "campaign": campaign.name, "campaign_sha256": campaign.sha256,
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), "device": about,
-        "versions": device.versions(), "clocks": device.meter.state(), "seed": campaign.seed,
+        "versions": device.versions(), "clocks": device.meter.state(), "clock": campaign.clock, "seed": campaign.seed,
         "models": [m.config() | {"name": m.name} for m in campaign.models],
     })  # fmt: skip

@@ -13,6 +13,7 @@ BUILDERS: Mapping[str, Callable[[Mapping[str, Any], Context], Case]] = {
     "gemm": gemm.build,
     "prefill_attention": attention.build_prefill,
     "decode_attention": attention.build_decode,
+    "packed_attention": attention.build_packed,
     "moe": moe.build,
     "elementwise": elementwise.build,
     "copy": copies.build,

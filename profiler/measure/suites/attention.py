@@ -119,6 +119,40 @@ def _flex(new: int, computed: int, window: int | None, ctx: Context) -> Callable
     return lambda q, k, v: compiled(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
 
 
+# -- packed ---------------------------------------------------------------------------------------------------------
+
+
+def build_packed(point: Mapping[str, Any], ctx: Context) -> Case:
+    """As many sequences as queries (up to 16), each with its share of the keys; which share does not matter."""
+    queries, keys, dtype = point["queries"], point["keys"], point["dtype"]
+    heads, kv_heads, dim = point["heads"], point["kv_heads"], point["head_dim"]
+    set_bytes = WIDTH[dtype] * dim * (2 * queries * heads + 2 * keys * kv_heads)
+    count = ctx.sets(set_bytes)
+    q = ctx.randn(queries, heads, dim, dtype=dtype)
+    ks = [ctx.randn(keys, kv_heads, dim, dtype=dtype) for _ in range(count)]
+    vs = [ctx.randn(keys, kv_heads, dim, dtype=dtype) for _ in range(count)]
+    read = torch.randperm(keys, generator=ctx.generator, device=ctx.device.device)
+    parts = min(queries, 16)
+    owner_q = torch.arange(queries, device=q.device) * parts // queries
+    owner_k = torch.arange(keys, device=q.device) * parts // keys
+    seen = owner_q[:, None] == owner_k[None]
+    mask = torch.zeros(queries, keys, device=q.device, dtype=q.dtype).masked_fill(~seen, torch.finfo(q.dtype).min)
+
+    def error() -> float:
+        rows = slice(0, min(queries, REFERENCE_QUERIES))
+        k, v = (x[0][read].transpose(0, 1)[None] for x in (ks, vs))
+        reference = _reference(q[rows].transpose(0, 1)[None], k, v, seen[rows])[0].transpose(0, 1)
+        return relative_error(kernels.packed_attention(q, ks[0], vs[0], read, mask)[rows], reference)
+
+    return Case(
+        call=lambda i: kernels.packed_attention(q, ks[i % count], vs[i % count], read, mask),
+        error=error,
+        limit=LIMITS[dtype],
+        flops=4.0 * queries * keys * heads * dim,
+        bytes=float(set_bytes),
+    )
+
+
 # -- decode ---------------------------------------------------------------------------------------------------------
 
 

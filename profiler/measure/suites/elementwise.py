@@ -140,7 +140,44 @@ def _top_p(point: Mapping[str, Any], ctx: Context) -> Made:
     return call, error, size, 6
 
 
+def _unfused_norm(point: Mapping[str, Any], ctx: Context) -> Made:
+    xs, weight = _inputs(point, ctx, point["width"]), ctx.randn(point["width"], dtype=point["dtype"])
+    residual = ctx.randn(point["tokens"], point["width"], dtype=point["dtype"])
+
+    def call(i: int) -> Tensor:
+        return kernels.rms_norm_unfused(xs[i % len(xs)] + residual, weight)
+
+    size = 5.0 * xs[0].numel() * WIDTH[point["dtype"]]
+    return call, _against(call, lambda: _norm64(xs[0] + residual, weight)), size, 8
+
+
+def _unfused_rope(point: Mapping[str, Any], ctx: Context) -> Made:
+    """Queries and keys rotated one after the other, keys and values written to the cache."""
+    heads, kv, dim, tokens = point["heads"], point["kv_heads"], point["head_dim"], point["tokens"]
+    qkvs = [x.view(tokens, heads + 2 * kv, dim) for x in _inputs(point, ctx, (heads + 2 * kv) * dim)]
+    tables = kernels.rope_tables(max(tokens, 2), dim, 10_000.0, ctx.device.device, qkvs[0].dtype)
+    cos, sin = (torch.cat((x, x), -1)[:tokens, None] for x in tables)
+    cache = [torch.zeros(2 * tokens, kv, dim, device=ctx.device.device, dtype=qkvs[0].dtype) for _ in range(2)]
+    slots = torch.randperm(2 * tokens, generator=ctx.generator, device=ctx.device.device)[:tokens]
+
+    def call(i: int) -> Tensor:
+        qkv = qkvs[i % len(qkvs)]
+        q = kernels.rope_unfused(qkv[:, :heads], cos, sin)
+        k = kernels.rope_unfused(qkv[:, heads : heads + kv], cos, sin)
+        cache[0].index_copy_(0, slots, k)
+        cache[1].index_copy_(0, slots, qkv[:, heads + kv :])
+        return q
+
+    def reference() -> Tensor:
+        half = dim // 2
+        return kernels.rope(qkvs[0][:, :heads].double(), cos[..., :half].double(), sin[..., :half].double())
+
+    size = (2.0 * (heads + kv) + 3.0 * kv) * dim * tokens * WIDTH[point["dtype"]]
+    return call, _against(call, reference), size, 12
+
+
 MAKERS: Mapping[str, Callable[[Mapping[str, Any], Context], Made]] = {
     "rms_norm": _rms_norm, "add_rms_norm": _add_rms_norm, "silu_mul": _silu_mul, "rope_and_cache": _rope,
+    "add_rms_norm_unfused": _unfused_norm, "rope_and_cache_unfused": _unfused_rope,
     "embedding": _embedding, "sample_greedy": _greedy, "sample_top_p": _top_p,
 }  # fmt: skip

@@ -40,10 +40,13 @@ def build(point: Mapping[str, Any], ctx: Context) -> Case:
 
 
 def route(tokens: int, experts: int, top_k: int, routing: str, ctx: Context) -> Tensor:
-    """``(tokens, top_k)`` different experts per token: in turn, or drawn from a power law."""
+    """``(tokens, top_k)`` different experts per token: in turn, drawn evenly, or from a power law."""
     if routing == "balanced":
         first = torch.arange(tokens, device=ctx.device.device)[:, None] * top_k
         return (first + torch.arange(top_k, device=ctx.device.device)) % experts
+    if routing == "uniform":
+        weights = torch.ones(experts, device=ctx.device.device)
+        return torch.multinomial(weights.expand(tokens, experts), top_k, generator=ctx.generator)
     weights = (torch.arange(1, experts + 1, device=ctx.device.device, dtype=torch.float32)) ** -SKEW
     return torch.multinomial(weights.expand(tokens, experts), top_k, generator=ctx.generator)
 
