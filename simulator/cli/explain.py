@@ -15,7 +15,7 @@ from simulator.core.errors import UserError
 from simulator.core.units import format_seconds
 
 if TYPE_CHECKING:
-    from simulator.cost.roofline import RooflineCost
+    from simulator.cost.step import OperatorCost
 
 
 def explain(
@@ -35,6 +35,7 @@ def explain(
     chunk: Annotated[
         list[str] | None, typer.Option(metavar="N@C", help="Prefill N tokens after C computed ones. Repeatable.")
     ] = None,
+    calibration: Annotated[str, typer.Option(help="With --gpu: auto, roofline or a file.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Show where the microseconds of one engine step go."""
@@ -43,7 +44,7 @@ def explain(
     if scenario is not None:
         cost = _of_scenario(scenario, settings or [])
     else:
-        cost = _of_names(model, gpu, tensor_parallel_size, dtype, quantization, kv_cache_dtype)
+        cost = _of_names(model, gpu, tensor_parallel_size, dtype, quantization, kv_cache_dtype, calibration)
     chunks = [_chunk(text) for text in chunk or ()]
     if not decodes and not chunks:
         raise UserError("the step is empty.", where="--decodes 0", remedy="Give --decodes or --chunk.")
@@ -66,7 +67,7 @@ def explain(
     out().print(table)
 
 
-def _of_scenario(path: Path, settings: list[str]) -> RooflineCost:
+def _of_scenario(path: Path, settings: list[str]) -> OperatorCost:
     from simulator.scenario.build import build
     from simulator.scenario.load import anchored, located
     from simulator.scenario.source import override, read_source
@@ -76,23 +77,21 @@ def _of_scenario(path: Path, settings: list[str]) -> RooflineCost:
         return build(anchored(source)).cost
 
 
-def _of_names(
-    model: str | None, gpu: str | None, tp: int, dtype: str, quantization: str | None, kv_cache_dtype: str
-) -> RooflineCost:
-    from simulator.cost.roofline import RooflineCost
+def _of_names(  # noqa: PLR0917 - the options of the command
+    model: str | None, gpu: str | None, tp: int, dtype: str, quantization: str | None, kv_cache_dtype: str,
+    calibration: str,
+) -> OperatorCost:  # fmt: skip
+    from simulator.cost.calibrated import cost_model
+    from simulator.cost.calibration import choose
+    from simulator.cost.placement import Deployment
     from simulator.hardware.gpu import gpu as find_gpu
     from simulator.model.catalogue import model as find_model
 
     if model is None or gpu is None:
         raise UserError("nothing to explain.", remedy="Give a scenario, or both --model and --gpu.")
-    return RooflineCost(
-        find_model(model),
-        find_gpu(gpu),
-        tensor_parallel_size=tp,
-        dtype=dtype,
-        quantization=quantization,
-        kv_cache_dtype=kv_cache_dtype,
-    )
+    card = find_gpu(gpu)
+    deployment = Deployment(tp, 1, False, dtype, quantization, kv_cache_dtype)  # noqa: FBT003 - expert parallelism
+    return cost_model(find_model(model), card, choose(calibration, card), deployment)
 
 
 def _chunk(text: str) -> tuple[int, int]:

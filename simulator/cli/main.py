@@ -15,6 +15,7 @@ import typer.core
 from simulator import __version__
 from simulator.cli import (
     bench,
+    calibrate,
     check,
     check_schedule,
     explain,
@@ -39,6 +40,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "fit": fit.fit,
     "models": models.models,
     "gpus": gpus.gpus,
+    "calibrate": calibrate.calibrate,
+    "calibrations": calibrate.calibrations,
     "policies": policies.policies,
     "check-schedule": check_schedule.check_schedule,
     "bench": bench.bench,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 from simulator.core.random import streams
+from simulator.cost.calibrated import Calibrated, cost_model
+from simulator.cost.calibration import Calibration, choose
 from simulator.cost.defaults import NEWEST, batch_defaults, engine_overhead
 from simulator.cost.memory import MemoryPlan, memory_plan
-from simulator.cost.roofline import RooflineCost
+from simulator.cost.placement import Deployment
+from simulator.cost.step import OperatorCost
 from simulator.hardware.gpu import Gpu, gpu
 from simulator.metrics.slo import Slo, slo_preset
 from simulator.model.architecture import Model
@@ -33,9 +37,16 @@ class Setup:
     memory: MemoryPlan
     num_gpu_blocks: int  # of the engine, see ``engine_blocks``
     args: EngineArgs
-    cost: RooflineCost
+    cost: OperatorCost
+    calibration: Calibration | None  # None: data-sheet roofline
     slo: Slo | None
     usd_per_hour: float | None  # of all GPUs together; None: no price known
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """What the calibration did not hold, and what stood in for it."""
+        operators = self.cost.operators
+        return operators.notes if isinstance(operators, Calibrated) else {}
 
 
 def build(scenario: Scenario) -> Setup:
@@ -48,17 +59,22 @@ def build(scenario: Scenario) -> Setup:
     with at("engine.policy"):
         args = resolve(args)
         POLICIES.get(args.policy)(args)  # it refuses options that it does not know
+    with at("hardware.calibration"):
+        calibration = choose(scenario.hardware.calibration, card)
     with at("model"):
         memory = plan_memory(scenario, args, served, card)
-        cost = RooflineCost(
+        cost = cost_model(
             served,
             card,
-            tensor_parallel_size=engine.tensor_parallel_size,
-            pipeline_parallel_size=engine.pipeline_parallel_size,
-            enable_expert_parallel=engine.enable_expert_parallel,
-            dtype=spec.dtype,
-            quantization=spec.quantization,
-            kv_cache_dtype=spec.kv_cache_dtype,
+            calibration,
+            Deployment(
+                engine.tensor_parallel_size,
+                engine.pipeline_parallel_size,
+                engine.enable_expert_parallel,
+                spec.dtype,
+                spec.quantization,
+                spec.kv_cache_dtype,
+            ),
             overhead=engine_overhead(
                 card,
                 max_num_seqs=args.max_num_seqs,
@@ -79,6 +95,7 @@ def build(scenario: Scenario) -> Setup:
         num_gpu_blocks=engine_blocks(memory, args.block_size),
         args=replace(args, max_model_len=memory.max_model_len),
         cost=cost,
+        calibration=calibration,
         slo=build_slo(scenario.slo),
         usd_per_hour=None if each is None else each * memory.num_gpus,
     )

@@ -51,6 +51,8 @@ class HardwareSpec:
 
     gpu: Name
     """Name in the catalogue (`windtunnel gpus`), such as H100-SXM."""
+    calibration: Name = "auto"
+    """Where kernel times come from: auto (the GPU's shipped calibration, else the data sheet), roofline, or a file."""
     price_per_gpu_hour: NonNegativeNumber | None = None
     """USD for one GPU for an hour; null: the catalogue's dated price, where it has one."""
 

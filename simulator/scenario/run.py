@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from simulator import __version__
 from simulator.cluster.simulation import simulate
+from simulator.cost.calibration import describe
 from simulator.metrics import analyse, summarize
 from simulator.replica.records import SimulationRecords
 from simulator.scenario.build import Setup, build, make_trace
@@ -59,7 +60,7 @@ def run(scenario: Scenario, seed: int | None = None, *, progress: Progress | Non
         "scenario_sha256": digest(scenario),
         "seed": scenario.seed,
         "trace": {"source": trace.source, "requests": len(trace), "notes": list(trace.notes)},
-        "calibration": {"source": "data-sheet roofline, no calibration fitted", "stated_error": "unknown"},
+        "calibration": describe(setup.gpu, setup.calibration, setup.notes),
         "gpu_source": setup.gpu.source,
         "model_source": setup.model.source,
         "engine_overhead": setup.cost.overhead.source,

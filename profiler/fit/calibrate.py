@@ -1,0 +1,146 @@
+"""Tables in, calibration out: every operator fitted and its error on held-out shapes measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from profiler.fit.crossval import Fitted, fit
+from profiler.fit.operators import RECIPES, Recipe
+from profiler.tables.columns import Tables
+from simulator.core.errors import CalibrationError
+from simulator.cost.calibration import Calibration, Collective, Fit, HeldOut, Stream
+from simulator.cost.kernels import Ceilings
+
+Progress = Callable[[str], None]
+MINIMUM = 60  # points of one operator and format worth a fit
+NETWORK = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
+
+
+def calibrate(
+    tables: Tables, gpu: str, ceilings: Ceilings, *, name: str | None = None,
+    progress: Progress = lambda _: None,
+) -> Calibration:  # fmt: skip
+    """Fits every operator the tables hold. Deterministic: the same tables give the same calibration.
+
+    Raises CalibrationError when they hold nothing that can be fitted.
+    """
+    fits: dict[tuple[str, str], Fit] = {}
+    for operator, recipe in RECIPES.items():
+        frame = tables.frames.get(operator)
+        if frame is None:
+            continue
+        for key, part in parts(frame, recipe):
+            if len(part) < MINIMUM:
+                progress(f"{operator} {key}: {len(part)} points are too few")
+                continue
+            found = one(operator, key, recipe, ceilings, part)
+            fits[operator, key] = found
+            assert found.held_out is not None
+            progress(f"{operator} {key}: {100 * found.held_out.mean:.1f} % on {found.held_out.shapes} held-out shapes")
+    collectives, errors = network(tables.frames)
+    stream = elementwise(tables.frames.get("elementwise"), ceilings)
+    if not fits and not collectives and stream is None:
+        raise CalibrationError("the tables hold no operator that can be fitted", where="tables")
+    engines = sorted({p["engine"] for p in tables.provenance if p.get("engine")})
+    engine = "; ".join(e for e in engines if "VLLM" in e.upper()) or "; ".join(engines)
+    return Calibration(
+        name=name or f"{gpu} {engine}".strip(),
+        gpu=gpu,
+        engine=engine,
+        ceilings=ceilings,
+        provenance=tuple(dict(p) for p in tables.provenance),
+        fits=fits,
+        collectives=collectives,
+        collective_errors=errors,
+        stream=stream,
+    )
+
+
+def parts(frame: pd.DataFrame, recipe: Recipe) -> list[tuple[str, pd.DataFrame]]:
+    """(key, rows) for each fit of an operator, in a fixed order."""
+    found = []
+    for values, rows in frame.groupby(list(recipe.split), sort=True):
+        label = "/".join(str(v) for v in values)
+        found.append((label, rows.sort_values([*recipe.columns]).reset_index(drop=True)))
+    return found
+
+
+def one(operator: str, key: str, recipe: Recipe, ceilings: Ceilings, rows: pd.DataFrame) -> Fit:
+    dtype = str(rows["dtype"].iloc[0])
+    found: Fitted = fit(recipe, ceilings, rows, dtype)
+    coordinates = recipe.law.coordinates(recipe.points(rows, dtype))
+    return Fit(
+        operator=operator,
+        key=key,
+        number=found.number,
+        constants=found.constants,
+        surfaces=found.surfaces,
+        held_out=found.held_out,
+        extent={k: (float(v.min()), float(v.max())) for k, v in coordinates.items()},
+        kernels={str(k): int(v) for k, v in rows["kernel"].value_counts().sort_index().items()},
+    )
+
+
+def network(
+    frames: Mapping[str, pd.DataFrame],
+) -> tuple[dict[tuple[str, int], Collective], dict[str, HeldOut]]:
+    """Collectives as measured, made never to fall with size. Error: each inner size from its two neighbours."""
+    found: dict[tuple[str, int], Collective] = {}
+    errors: dict[str, HeldOut] = {}
+    for operator in NETWORK:
+        frame = frames.get(operator)
+        if frame is None and operator == "all_reduce":
+            frame = frames.get("nccl_all_reduce")
+        if frame is None:
+            continue
+        misses: list[float] = []
+        for number in sorted({int(r) for r in frame["ranks"]}):
+            rows = frame.loc[frame["ranks"] == number].sort_values("size_bytes")
+            size, seconds = rows["size_bytes"].to_numpy(float), rows["seconds"].to_numpy(float)
+            for i in range(1, len(size) - 1):
+                guess = np.interp(size[i], size[[i - 1, i + 1]], seconds[[i - 1, i + 1]])
+                misses.append(abs(guess / seconds[i] - 1.0))
+            steady = np.maximum.accumulate(seconds)
+            found[operator, number] = Collective(
+                operator, number, tuple(size.tolist()), tuple(float(f"{s:.5g}") for s in steady)
+            )
+        if misses:
+            errors[operator] = HeldOut.of(np.asarray(misses), len(misses), len(misses))
+    return found, errors
+
+
+def elementwise(frame: pd.DataFrame | None, ceilings: Ceilings) -> Stream | None:
+    """Launch and streaming share of norms, activations and the like: a straight line per kernel, in relative error.
+
+    Held out: one kind of kernel at a time.
+    """
+    if frame is None or len(frame) < 10:
+        return None
+    names = sorted(frame["name"].unique())
+    predicted = np.full(len(frame), np.nan)
+    for name in names if len(names) > 1 else []:
+        test = (frame["name"] == name).to_numpy()
+        launch, share = _line(frame.loc[~test], ceilings)
+        rows = frame.loc[test]
+        predicted[test] = rows["kernels"] * launch + rows["bytes"] / (ceilings.bandwidth * share)
+    launch, share = _line(frame, ceilings)
+    e = np.abs(predicted / frame["seconds"].to_numpy(float) - 1.0)
+    e = e[np.isfinite(e)]
+    held_out = HeldOut.of(e, len(names), len(names)) if len(e) else None
+    return Stream(float(f"{launch:.4g}"), float(f"{share:.4g}"), held_out, str(frame["source"].iloc[0]))
+
+
+def _line(frame: pd.DataFrame, ceilings: Ceilings) -> tuple[float, float]:
+    """(seconds per launch, share of bandwidth) by iteratively reweighted relative least squares."""
+    seconds = frame["seconds"].to_numpy(float)
+    design = np.stack([frame["kernels"].to_numpy(float), frame["bytes"].to_numpy(float) / ceilings.bandwidth], axis=1)
+    scale = 1.0 / seconds
+    found = np.array([1e-6, 1.5])
+    for _ in range(20):
+        found = np.linalg.lstsq(design * scale[:, None], seconds * scale, rcond=None)[0]
+        miss = np.abs(design @ found / seconds - 1.0)
+        scale = 1.0 / seconds / np.sqrt(np.maximum(miss, 0.02))
+    return max(float(found[0]), 1e-8), float(np.clip(1.0 / max(float(found[1]), 1e-3), 0.05, 1.0))

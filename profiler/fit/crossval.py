@@ -1,0 +1,75 @@
+"""Fits a recipe, and measures its error on whole shapes that the fit did not see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from profiler.fit.constants import fit_constants
+from profiler.fit.operators import Recipe, number_of
+from profiler.fit.solve import solve
+from simulator.cost.calibration import HeldOut
+from simulator.cost.correction import Floats, Surface, correction
+from simulator.cost.kernels import Ceilings, Constants
+from simulator.cost.laws import Points
+
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Fitted:
+    constants: Constants
+    surfaces: tuple[Surface, ...]
+    number: str
+    held_out: HeldOut | None
+    physics_alone: float  # mean error of the physics without a correction
+
+
+def folds_by_shape(frame: pd.DataFrame, columns: tuple[str, ...], folds: int = FOLDS, seed: int = 0) -> np.ndarray:
+    """A fold for every row; rows of one whole shape share theirs."""
+    shape = frame.groupby(list(columns), sort=True).ngroup().to_numpy()
+    order = np.random.default_rng(seed).permutation(int(shape.max()) + 1)
+    return np.asarray(order[shape] % folds)
+
+
+def _part(points: Points, chosen: np.ndarray) -> dict[str, Floats]:
+    return {name: column[chosen] for name, column in points.items()}
+
+
+def fit(recipe: Recipe, ceilings: Ceilings, frame: pd.DataFrame, dtype: str) -> Fitted:
+    """Constants of the physics and surfaces on what they leave; again per fold for the error."""
+    number = number_of(dtype)[0]
+    points, seconds = recipe.points(frame, dtype), frame["seconds"].to_numpy(dtype=float)
+    fold = folds_by_shape(frame, recipe.shape)
+    shapes = frame.drop_duplicates(list(recipe.shape)).shape[0]
+    constants, surfaces = _fit(recipe, ceilings, number, points, seconds)
+    predicted = np.full(len(seconds), np.nan)
+    count = min(FOLDS, shapes)
+    if count > 1:
+        for i in range(count):
+            train, test = fold != i, fold == i
+            own, bent = _fit(recipe, ceilings, number, _part(points, train), seconds[train], constants)
+            predicted[test] = predict(recipe, ceilings, number, own, bent, _part(points, test))
+    error = np.abs(predicted / seconds - 1.0)
+    alone = np.abs(recipe.law.seconds(constants, ceilings, number, points) / seconds - 1.0)
+    held_out = None if count < 2 else HeldOut.of(error, shapes, count)
+    return Fitted(constants, tuple(s.rounded() for s in surfaces), number, held_out, float(alone.mean()))
+
+
+def _fit(
+    recipe: Recipe, ceilings: Ceilings, number: str, points: Points, seconds: Floats, near: Constants | None = None
+) -> tuple[Constants, list[Surface]]:
+    constants = fit_constants(recipe.law, ceilings, number, points, seconds, near)
+    physics = recipe.law.seconds(constants, ceilings, number, points)
+    coordinates = recipe.law.coordinates(points)
+    surfaces = solve(recipe.specs(coordinates), coordinates, np.log(seconds / physics))
+    return constants, surfaces
+
+
+def predict(
+    recipe: Recipe, ceilings: Ceilings, number: str, constants: Constants, surfaces: list[Surface], points: Points
+) -> Floats:
+    physics = recipe.law.seconds(constants, ceilings, number, points)
+    return np.asarray(physics * np.exp(correction(surfaces, recipe.law.coordinates(points))))

@@ -1,0 +1,156 @@
+"""One law per operator: which physics prices its points, and over which coordinates a correction may bend.
+
+Points are arrays of one length, by name. A fit and a calibration at run time ask the same law.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from simulator.cost import kernels
+from simulator.cost.correction import Floats
+from simulator.cost.kernels import Ceilings, Constants
+
+Points = Mapping[str, Floats]
+
+
+@dataclass(frozen=True)
+class Law:
+    """``start``: the constants before any fit. ``limit``: the seconds that no kernel undercuts."""
+
+    operator: str
+    start: Constants
+    seconds: Callable[[Constants, Ceilings, str, Points], Floats]
+    coordinates: Callable[[Points], Points]
+    limit: Callable[[Ceilings, str, Points], Floats]
+
+
+def gemm_points(m: Floats, n: Floats, k: Floats, weight_bytes: float, activation_bytes: float = 2.0) -> Points:
+    """``weight_bytes`` and ``activation_bytes`` per element."""
+    return {"m": m, "n": n, "k": k, "size": weight_bytes * n * k + activation_bytes * m * (n + k)}
+
+
+def _gemm(p: Constants, c: Ceilings, number: str, x: Points) -> Floats:
+    return kernels.gemm(p, c, number, x["m"], x["n"], x["k"], x["size"])
+
+
+def _gemm_limit(c: Ceilings, number: str, x: Points) -> Floats:
+    return np.maximum(2.0 * x["m"] * x["n"] * x["k"] / c.peak(number), x["size"] / c.bandwidth)
+
+
+def prefill_points(
+    batch: Floats, new: Floats, computed: Floats, heads: Floats, kv_heads: Floats, head_dim: Floats, window: Floats,
+    kv_bytes: float,
+) -> Points:  # fmt: skip
+    """``window`` 0: none."""
+    view = np.where(window > 0, window, np.inf)
+    ramp = np.clip(view - computed, 0.0, new)  # queries whose view still grows
+    inner = np.where(np.isfinite(view), view, 0.0)
+    pairs = ramp * (computed + 0.5 * (ramp + 1.0)) + (new - ramp) * inner
+    span = new + np.minimum(computed, np.where(np.isfinite(view), view - 1.0, np.inf))
+    per_pair = 4.0 * head_dim
+    size = batch * (span * 2.0 * kv_heads * head_dim * kv_bytes + new * 4.0 * heads * head_dim)
+    return {
+        "flops": batch * heads * pairs * per_pair,
+        "size": size,
+        "rows": batch * heads * new,
+        "queries": new,
+        "keys": pairs / new,
+        "longest": np.minimum(computed + new, view),
+        "flops_per_key_row": per_pair,
+        "group": heads / kv_heads,
+    }
+
+
+def decode_points(
+    batch: Floats, context: Floats, heads: Floats, kv_heads: Floats, head_dim: Floats, window: Floats, kv_bytes: float
+) -> Points:
+    seen = np.where(window > 0, np.minimum(context, np.maximum(window, 1.0)), context)
+    return {
+        "flops": batch * seen * heads * 4.0 * head_dim,
+        "size": batch * (seen * 2.0 * kv_heads * head_dim * kv_bytes + 4.0 * heads * head_dim),
+        "batch": batch,
+        "context": seen,
+        "kv_heads": kv_heads,
+        "group": heads / kv_heads,
+    }
+
+
+def _logs(*names: str) -> Callable[[Points], Points]:
+    return lambda x: {name: np.log(x[name]) for name in names}
+
+
+def _prefill(p: Constants, c: Ceilings, number: str, x: Points) -> Floats:
+    del number
+    return kernels.prefill(p, c, x["flops"], x["size"], x["longest"], x["flops_per_key_row"])
+
+
+def _decode(p: Constants, c: Ceilings, number: str, x: Points) -> Floats:
+    del number
+    return kernels.decode(p, c, x["flops"], x["size"], x["batch"], x["context"])
+
+
+def _work_limit(c: Ceilings, number: str, x: Points) -> Floats:
+    del number
+    return np.maximum(x["flops"] / c.peak("bf16"), x["size"] / c.bandwidth)
+
+
+def expert_points(
+    rows: Floats, experts: Floats, routing: Floats, hidden: Floats, inter: Floats, gated: Floats, weight_bytes: float
+) -> Points:
+    """``weight_bytes`` per element; ``gated``: three matrices per expert instead of two."""
+    weight = hidden * inter * np.where(gated > 0, 3.0, 2.0)
+    touched, padded, busiest = kernels.expert_work(rows, experts, routing)
+    return {
+        "rows": rows, "experts": experts, "routing": routing, "weight": weight, "weight_bytes": weight * weight_bytes,
+        "row_bytes": 2.0 * (2.0 * hidden + 4.0 * inter), "hidden": hidden, "inter": inter,
+        "touched": touched, "padded": padded, "busiest": busiest,
+    }  # fmt: skip
+
+
+def _expert_coordinates(x: Points) -> Points:
+    return {
+        "rows": np.log(x["rows"]),
+        "experts": np.log(x["experts"]),
+        "load": np.log(x["rows"] / x["experts"]),
+        "weight": np.log(x["weight"]),
+        "hidden": np.log(x["hidden"]),
+        "inter": np.log(x["inter"]),
+        "routing": x["routing"],
+    }
+
+
+def _experts_limit(c: Ceilings, number: str, x: Points) -> Floats:
+    compute = 2.0 * x["rows"] * x["weight"] / c.peak(number)
+    # At least the experts of one token are read; a random draw may touch fewer experts than the law's quantiles.
+    least = np.minimum(x["touched"], np.maximum(1.0, 0.7 * x["touched"]))
+    return np.maximum(compute, least * x["weight_bytes"] / c.bandwidth)
+
+
+GEMM = Law(
+    "gemm",
+    {
+        "launch_s": 2.2e-6, "memory": 1.5, "wave_s": 3e-7, "reduce_s": 1e-6, "prologue": 64.0, "cache": 1.0,
+        "choice": 0.1, **{f"tile_{i}": 0.8 for i in range(len(kernels.TILES))},
+    },
+    _gemm, _logs("m", "n", "k"), _gemm_limit,
+)  # fmt: skip
+PREFILL = Law(
+    "prefill_attention",
+    {"launch_s": 8e-6, "compute": 0.5, "memory": 1.0, "tail": 0.5},
+    _prefill, _logs("rows", "keys", "group", "queries"), _work_limit,
+)  # fmt: skip
+DECODE = Law(
+    "decode_attention",
+    {"launch_s": 8e-6, "compute": 0.5, "memory": 1.5, "walk_s": 5e-7},
+    _decode, _logs("batch", "context", "kv_heads", "group"), _work_limit,
+)  # fmt: skip
+EXPERTS = Law(
+    "experts",
+    {"launch_s": 2.5e-5, "compute": 0.0, "memory": 1.0, "expert_s": 1e-8, "row_s": 1e-10},
+    kernels.experts, _expert_coordinates, _experts_limit,
+)  # fmt: skip
+LAWS: Mapping[str, Law] = {law.operator: law for law in (GEMM, PREFILL, DECODE, EXPERTS)}
