@@ -86,6 +86,8 @@ def _attention_rows(
         if num_decodes:
             keys = context if shape.window is None else windowed
             seconds = cost.operators.decode_attention(shape, num_decodes).at(keys)
+            if chunks and cost.reread is not None:
+                seconds *= cost.reread(context)
             flops, size = decode_physics(shape, num_decodes, keys)
             rows.append(_row(cost, f"attention decode ({name})", count, seconds, flops, size))
         if chunks:

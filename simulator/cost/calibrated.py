@@ -228,6 +228,7 @@ FORMAT_KEYS = {
     "fp8_block": ("fp8_block", "fp8"),
     "int8": ("int8", "fp8"),
     "mxfp4": ("mxfp4",),
+    "mxfp4_marlin": ("int4", "mxfp4"),
     "nvfp4": ("nvfp4",),
     "int4": ("int4",),
     "int4_g32": ("int4",),

@@ -68,7 +68,7 @@ def place(model: Model, gpu: Gpu, deployment: Deployment) -> Placed:
         if weight_format(name).bits >= 16:
             quantization, dtype = None, weight_format(name).name
         elif not same:
-            experts_alone = name == "mxfp4" and model.is_moe
+            experts_alone = name.startswith("mxfp4") and model.is_moe
             quantization = Quantization(weight_format(name).name, "experts" if experts_alone else "linear")
     kv = deployment.kv_cache_dtype
     kv = dtype if kv == "auto" else kv

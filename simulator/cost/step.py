@@ -8,6 +8,7 @@ from copy import copy
 from typing import Generic, NamedTuple, Self, TypeVar
 
 from simulator.cost.interface import Line
+from simulator.cost.mixed_attention import reread
 from simulator.cost.operators import ChunkSeconds, Curve, Operators, Price, sum_curves
 from simulator.cost.overhead import EngineOverhead
 from simulator.cost.placement import Deployment, place, stage_sizes
@@ -114,6 +115,7 @@ class OperatorCost:
         self.attention_shapes = tuple(kinds.items())
         chunk_prices = [(n, self.operators.prefill_attention(s)) for s, n in self.attention_shapes]
         self._chunk_times, self._chunk = _weighted(chunk_prices)
+        self.reread = reread(self.gpu, [shape for shape, _ in self.attention_shapes])
         self._prefill_launch = sum(n * self.operators.prefill_launch(s) for s, n in self.attention_shapes)
         self._kernels = sum(n * self._kernels_of(x) for x, n in self._layers.items()) + 4
         self._by_tokens: Table[float] = Table(self._tokens_seconds)
@@ -278,7 +280,7 @@ class OperatorCost:
     def mixed(
         self, num_decodes: int, context: int, windowed: int, chunks: Sequence[tuple[int, int]], num_sampled: int
     ) -> float:
-        """See ``StepCost``. Attention of decodes and of chunks run as two kernels per layer."""
+        """See ``StepCost``. Attention of decodes and of chunks add up; ``mixed_attention`` says where they disturb."""
         if not chunks:
             return self.decode(num_decodes, context, windowed, 0).first
         tokens, seconds, chunk = num_decodes, 0.0, self._chunk
@@ -289,9 +291,12 @@ class OperatorCost:
         if num_decodes:
             full, wind = self._mixed_decode[num_decodes]
             if full.knots or wind.knots:
-                seconds += full.at(context) + wind.at(windowed)
+                attention = full.at(context) + wind.at(windowed)
             else:
-                seconds += full.base[0] + full.slope[0] * context + wind.base[0] + wind.slope[0] * windowed
+                attention = full.base[0] + full.slope[0] * context + wind.base[0] + wind.slope[0] * windowed
+            if self.reread is not None:
+                attention *= self.reread(context)
+            seconds += attention
         sequences = num_decodes + len(chunks)
         serial, floor = self._cpu[sequences]
         floor += self._launch_eager if tokens > self._graph_top else self._launch_pieces

@@ -43,6 +43,7 @@ WEIGHT_FORMATS = {
     "int4": WeightFormat("int4", 4, 128, 2.5, "bf16"),
     "int4_g32": WeightFormat("int4_g32", 4, 32, 2.0, "bf16"),
     "mxfp4": WeightFormat("mxfp4", 4, 32, 1.0, "mxfp4"),
+    "mxfp4_marlin": WeightFormat("mxfp4_marlin", 4, 32, 1.0, "bf16"),  # dequantised by Marlin kernels, on any GPU
     "nvfp4": WeightFormat("nvfp4", 4, 16, 1.0, "fp4"),
 }
 ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32",
