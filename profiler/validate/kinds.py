@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from profiler.validate import closed_loop, phases, rates, requests, steps
+from profiler.validate import closed_loop, kernels, phases, rates, requests, steps
 from profiler.validate.reading import MeasurementError, header_of
 from profiler.validate.residuals import Comparison, Metric, Residual
 from profiler.validate.served import Options
@@ -31,7 +31,7 @@ TABLES: dict[str, tuple[frozenset[str], Compare]] = {
     steps.KIND: (frozenset({"step.id", "batch.num_decode_reqs"}), steps.compare),
     rates.KIND: (frozenset({"rate_rps", "tpot_mean_ms"}), rates.compare),
 }
-SUMMARIES: dict[str, Summary] = {m.KIND: m.summary for m in (closed_loop, phases, steps, rates, requests)}
+SUMMARIES: dict[str, Summary] = {m.KIND: m.summary for m in (closed_loop, phases, steps, rates, requests, kernels)}
 KINDS = tuple(SUMMARIES)
 
 
@@ -53,6 +53,9 @@ def discover(path: Path) -> list[Measured]:
 def _walk(folder: Path) -> Iterator[Measured]:
     if (folder / "requests.jsonl").is_file():
         yield Measured(requests.KIND, folder, requests.compare)
+        return
+    if kernels.is_kernels(folder):
+        yield Measured(kernels.KIND, folder, kernels.compare)
         return
     for child in sorted(folder.iterdir()):
         if child.is_dir():

@@ -87,11 +87,7 @@ def _built(key: str, make: Callable[[], Setup]) -> Setup:
 
 def hardware(gpu: str, calibration: str) -> HardwareSpec:
     """The GPU of a scenario with its calibration."""
-    given: dict[str, Any] = {"calibration": calibration} if _CALIBRATED else {}
-    return HardwareSpec(gpu=gpu, **given)
-
-
-_CALIBRATED = "calibration" in HardwareSpec.__dataclass_fields__
+    return HardwareSpec(gpu=gpu, calibration=calibration)
 
 
 def serve(setup: Setup, trace: Trace, *, users: int | None = None) -> SimulationRecords:
