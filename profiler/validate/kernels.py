@@ -1,0 +1,113 @@
+"""A folder of kernel measurements against a calibration, operator by operator.
+
+What a calibration was fitted on is no test of it: the notes repeat the error that the fit measured on whole shapes it
+had left out, and ``mape`` is over every row of the folder, which is the test where the folder is another's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from profiler.fit.calibrate import parts
+from profiler.fit.operators import RECIPES
+from profiler.tables.columns import Tables
+from profiler.tables.read import SUFFIXES, read_tables
+from profiler.validate.reading import MeasurementError
+from profiler.validate.residuals import Comparison, Metric, Residual, errors_of, mape, median_error
+from profiler.validate.served import Options
+from simulator.core.errors import HardwareError
+from simulator.cost.calibration import Calibration, Collective, choose
+from simulator.hardware.gpu import Gpu
+from simulator.hardware.gpu import gpu as find_gpu
+
+KIND = "kernels"
+BARS = {"gemm bf16": 3.0}
+OTHER_BAR = {"H100-SXM": 5.0, "H200-SXM": 5.0}  # every operator; 7 % on other GPUs
+COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
+
+
+def is_kernels(folder: Path) -> bool:
+    """Whether tables of kernels lie in or below the folder, and its GPU can be told."""
+    tables = any(f.name.endswith((".parquet", ".jsonl")) or "dense" in f.name for f in _files(folder))
+    return tables and _named(folder) is not None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.rglob("*") if f.name.endswith(SUFFIXES))
+
+
+def _named(folder: Path) -> Gpu | None:
+    """``h100_sxm``, ``RTXPRO6000-Llama-3.1-8B-tp1``: the folder's name, its first word, or that of the one above."""
+    for name in (folder.name, folder.name.split("-", maxsplit=1)[0], folder.parent.name):
+        try:
+            return find_gpu(name)
+        except HardwareError:
+            continue
+    return None
+
+
+def compare(path: Path, options: Options) -> Comparison:
+    """Every row the calibration prices. Raises CalibrationError, or MeasurementError when it prices none."""
+    card = _named(path)
+    if card is None:
+        raise MeasurementError("does not say which GPU it was measured on.", where=str(path))
+    calibration = choose(options.calibration, card)
+    if calibration is None:
+        raise MeasurementError(f"no calibration of {card.name} to compare with.", where="--calibration")
+    tables = read_tables([path])
+    residuals: list[Residual] = []
+    for operator, recipe in RECIPES.items():
+        frame = tables.frames.get(operator)
+        for key, rows in parts(frame, recipe) if frame is not None else ():
+            fit = calibration.fits.get((operator, key))
+            if fit is not None:
+                points = recipe.points(rows, str(rows["dtype"].iloc[0]))
+                seconds = fit.seconds(calibration.ceilings, points)
+                residuals += _rows(path, f"{operator} {key}", rows, seconds, card)
+    residuals += _network(path, tables, calibration, card)
+    if not residuals:
+        raise MeasurementError(f"nothing here is priced by {calibration.name}.", where=str(path))
+    stated = {label: error.mean for label, error in calibration.errors().items()}
+    notes = [f"calibration {calibration.name}" + (" (transferred)" if calibration.transferred_from else "")]
+    seen = {r.metric for r in residuals}
+    notes += [f"held out {label}: {100 * mean:.2f} %" for label, mean in sorted(stated.items()) if label in seen]
+    return Comparison(KIND, path, tuple(residuals), tuple(notes))
+
+
+def _rows(path: Path, metric: str, rows: pd.DataFrame, seconds: np.ndarray, card: Gpu) -> list[Residual]:
+    measured = rows["seconds"].to_numpy(float)
+    case = f"{path.parent.name}/{path.name}"
+    return [
+        Residual(KIND, f"{case}:{i}", metric, "ms", p * 1e3, m * 1e3, "kernels", card.name, m * 1e3)
+        for i, (p, m) in enumerate(zip(seconds.tolist(), measured.tolist(), strict=True))
+    ]
+
+
+def _network(path: Path, tables: Tables, calibration: Calibration, card: Gpu) -> list[Residual]:
+    found: list[Residual] = []
+    for operator in COLLECTIVES:
+        frame = tables.frames.get(operator)
+        for ranks, rows in frame.groupby("ranks", sort=True) if frame is not None else ():
+            collective: Collective | None = calibration.collectives.get((operator, int(str(ranks))))
+            if collective is not None:
+                seconds = np.array([collective.at(s) for s in rows["size_bytes"].to_numpy(float)])
+                found += _rows(path, operator, rows, seconds, card)
+    return found
+
+
+def summary(residuals: Sequence[Residual]) -> list[Metric]:
+    """Mean and median absolute error per GPU and operator."""
+    metrics: list[Metric] = []
+    for card in sorted({r.gpu for r in residuals}):
+        own = [r for r in residuals if r.gpu == card]
+        for metric in sorted({r.metric for r in own}):
+            errors = errors_of(own, metric)
+            label = metric.replace(" ", ".").replace("/", ".")
+            bar = BARS.get(metric, OTHER_BAR.get(card, 7.0)) if card in OTHER_BAR else 7.0
+            metrics.append(Metric(f"{KIND}.{label}.mape.{card}", mape(errors), "%", bar))
+            metrics.append(Metric(f"{KIND}.{label}.median.{card}", median_error(errors), "%"))
+    return [*metrics, Metric(f"{KIND}.rows", len(residuals), "rows")]
