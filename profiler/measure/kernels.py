@@ -164,7 +164,8 @@ def moe(
     weights = scores.gather(1, picked).softmax(-1).to(x.dtype)
     order = picked.flatten().argsort()
     rows = x[order // top_k]
-    counts = torch.bincount(picked.flatten(), minlength=experts)
+    ones = torch.ones_like(picked).flatten()
+    counts = ones.new_zeros(experts).scatter_add_(0, picked.flatten(), ones)  # bincount would wait for the device
     if grouped:
         ends = counts.cumsum(0).to(torch.int32)
         inner = silu_mul(grouped_mm(rows, gate_up.transpose(1, 2), ends))

@@ -38,9 +38,9 @@ def compare(paths: Sequence[Path], kernels: Path, out: Path) -> str:
 def _compare(run: Run, kernels: Path) -> dict[str, Any]:
     tables = Tables(kernels, run.dtype)
     shape = shape_of(run)
-    bare = ServedCost(tables, shape, run.engine["name"])
-    overhead = probe_overhead(bare, run.probe)
-    cost = ServedCost(tables, shape, run.engine["name"], overhead)
+    bare = ServedCost(tables, shape, run.engine)
+    overhead = probe_overhead(bare, run.probe, launches=run.device["type"] == "cuda")
+    cost = ServedCost(tables, shape, run.engine, overhead)
     loads, points = [], {}
     for load in run.loads:
         measured, predicted = latencies(load), _simulated(run, load, cost)
@@ -144,8 +144,8 @@ def markdown(found: Sequence[Mapping[str, Any]]) -> str:
         o = Overhead(**one["overhead"])
         lines.append(
             f"{one['model']}, {one['engine']}: kernels are {one['probe']['kernels_share']:.0%} of the probe's step "
-            f"time; beside them {o.step_s * 1e3:.2f} ms a step, {o.sequence_s * 1e6:.0f} µs a sequence, "
-            f"{o.token_s * 1e6:.1f} µs a new token, {o.context_s * 1e6:.2f} µs a KV token."
+            f"time; beside them {o.step_s * 1e3:.2f} ms a step and {o.sequence_s * 1e6:.0f} µs a sequence"
+            + (f"; no step launches in less than {o.launch_s * 1e3:.1f} ms." if o.launch_s else ".")
         )
         lines.append("")
     return "\n".join(lines)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +24,19 @@ LINEAR_STEPS = 8  # a decode span is priced as a straight line over so many step
 
 @dataclass(frozen=True, slots=True)
 class Overhead:
-    """Seconds of a step beside its kernels, none negative: a constant, and per sequence, new token and KV token."""
+    """Seconds of a step beside its kernels, none negative: a constant, and per sequence. No term that grows with tokens
+    or contexts, so that it cannot stand in for kernels priced wrongly.
+
+    launch_s: what the CPU needs to launch an eager step; kernels hide behind it, or it behind them.
+    """
 
     step_s: float = 0.0
     sequence_s: float = 0.0
-    token_s: float = 0.0
-    context_s: float = 0.0
+    launch_s: float = 0.0
 
-    def seconds(self, sequences: int, tokens: int, context: float) -> float:
-        return self.step_s + self.sequence_s * sequences + self.token_s * tokens + self.context_s * context
+    def seconds(self, kernels: float, sequences: int) -> float:
+        """Of a whole step whose kernels take ``kernels`` seconds."""
+        return max(kernels, self.launch_s) + self.step_s + self.sequence_s * sequences
 
 
 class ServedCost:
@@ -39,12 +44,15 @@ class ServedCost:
 
     sliding_window: int | None = None
 
-    def __init__(self, tables: Tables, shape: DecoderShape, engine: str, overhead: Overhead | None = None) -> None:
-        self.tables, self.shape, self.engine = tables, shape, engine
+    def __init__(
+        self, tables: Tables, shape: DecoderShape, engine: Mapping[str, Any], overhead: Overhead | None = None
+    ) -> None:
+        """``engine``: what the served run says about its engine (name and attention)."""
+        self.tables, self.shape, self.engine = tables, shape, str(engine["name"])
+        paged = engine.get("attention") == "varlen_paged"
+        self._backends = ("sdpa_flash", "varlen_paged") if paged else ("sdpa", "loop")
         self.overhead = overhead or Overhead()
         self.heads = (shape.heads, shape.kv_heads, shape.head_dim)
-        found = tables.backends("decode_attention")
-        self._decode_backend = next((b for b in ("varlen_paged", "loop", "gather") if b in found), None)
         self._tokens: dict[int, float] = {}
         self._sampled: dict[int, float] = {}
 
@@ -87,19 +95,17 @@ class ServedCost:
         if self.engine == "transformers":
             queries = num_decodes + sum(new for new, _ in chunks)
             return self.tables.packed(self.heads, queries, context + sum(new + old for new, old in chunks))
-        seconds = sum(self.tables.prefill(self.heads, new, old) for new, old in chunks)
+        seconds = sum(self.tables.prefill(self.heads, new, old, self._backends[0]) for new, old in chunks)
         if num_decodes:
-            seconds += self.tables.decode(self.heads, num_decodes, context, self._decode_backend)
+            seconds += self.tables.decode(self.heads, num_decodes, context, self._backends[1])
         return seconds
 
     # -- StepCost ---------------------------------------------------------------------------------------------------
 
     def seconds(self, num_decodes: int, context: float, chunks: Sequence[tuple[int, int]], num_sampled: int) -> float:
         """A whole step."""
-        tokens = num_decodes + sum(new for new, _ in chunks)
-        keys = context + sum(new + old for new, old in chunks)
         kernels = self.kernels(num_decodes, context, chunks, num_sampled)
-        return kernels + self.overhead.seconds(num_decodes + len(chunks), tokens, keys)
+        return self.overhead.seconds(kernels, num_decodes + len(chunks))
 
     def decode(self, num_decodes: int, context: int, windowed: int, growing: int) -> Line:
         first = self.seconds(num_decodes, context, (), num_decodes)
@@ -121,23 +127,29 @@ def step_seconds(cost: ServedCost, step: Step) -> float:
     return cost.seconds(step.num_decodes, step.context_sum, step.chunks, sampled(step))
 
 
-def probe_overhead(cost: ServedCost, probe: Sequence[Step]) -> Overhead:
-    """Non-negative least squares of what the probe's steps took beyond their kernels, each step weighted alike in
+def probe_overhead(cost: ServedCost, probe: Sequence[Step], *, launches: bool) -> Overhead:
+    """What the probe's steps took beyond their kernels: non-negative least squares, each step weighted alike in
     relative terms. The first step of every probe batch is left out: it pays for the cold start.
+
+    launches: the device runs behind its host (a GPU), so a floor under the kernels is sought too: the one among the
+    probe's own step times that leaves the least.
     """
     steps = [s for before, s in zip([None, *probe], probe, strict=False) if before and s.start_s >= before.end_s - 1e-9]
     if not steps:
         return Overhead()
-    matrix, left = [], []
-    for s in steps:
-        kernels = cost.kernels(s.num_decodes, s.context_sum, s.chunks, sampled(s))
-        tokens = s.num_decodes + sum(new for new, _ in s.chunks)
-        keys = s.context_sum + sum(new + old for new, old in s.chunks)
-        matrix.append(np.array([1.0, s.num_decodes + len(s.chunks), tokens, keys]) / s.seconds)
-        left.append(max(0.0, s.seconds - kernels) / s.seconds)
-    scale = np.array([1e-3, 1e-4, 1e-5, 1e-6])
-    found, _ = nnls(np.array(matrix) * scale, np.array(left))
-    return Overhead(*(found * scale).tolist())
+    took = np.array([s.seconds for s in steps])
+    kernels = np.array([cost.kernels(s.num_decodes, s.context_sum, s.chunks, sampled(s)) for s in steps])
+    scale = np.array([1e-3, 1e-4])
+    matrix = np.array([(1.0, s.num_decodes + len(s.chunks)) for s in steps]) * scale / took[:, None]
+    floors = [0.0, *np.percentile(took, np.arange(0, 70, 2)).tolist()] if launches else [0.0]
+    best, least = Overhead(), np.inf
+    for floor in floors:
+        left = (took - np.maximum(kernels, floor)) / took
+        found, residual = nnls(matrix, left)
+        if residual < least:
+            step, sequence = (found * scale).tolist()
+            best, least = Overhead(step, sequence, floor), residual
+    return best
 
 
 def predict(run: Run, load: Load, cost: ServedCost) -> SimulationRecords:

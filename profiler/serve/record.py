@@ -7,9 +7,9 @@
                 "requests": [{"arrival_s", "prompt_tokens", "output_tokens", "first_token_s", "last_token_s"}, ...],
                 "steps": [{"start_s", "end_s", "num_decodes", "context_sum", "chunks": [[new, computed], ...]}, ...]}]}
 
-Times are seconds since the load began. ``arrival_s`` is when the request was due, whether or not the engine was free to
-look. ``yardstick_s``: a fixed small product (``Device.yardstick``). ``context_sum``: KV tokens the decodes of the step read, the new token's own included. Files are written whole or
-not at all.
+Times are seconds since the load began. ``arrival_s`` is when the request was due, whether or not the engine was free
+to look. ``yardstick_s``: a fixed small product (``Device.yardstick``). ``context_sum``: KV tokens the decodes of the
+step read, the new token's own included. Files are written whole or not at all.
 """
 
 from __future__ import annotations

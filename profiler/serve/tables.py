@@ -92,12 +92,12 @@ class Tables:
         backends = {r["backend"] for r in self._by_op["moe"]}
         return min(self._line("moe", "tokens", backend=b, **shape).at(tokens) for b in sorted(backends))
 
-    def prefill(self, heads: tuple[int, int, int], new: int, computed: int) -> float:
-        return self._grid("prefill_attention", heads, _prefill_axes, batch=1).at(computed + 1, new)
+    def prefill(self, heads: tuple[int, int, int], new: int, computed: int, backend: str) -> float:
+        grid = self._grid("prefill_attention", heads, _prefill_axes, batch=1, window=None, backend=backend)
+        return grid.at(computed + 1, new)
 
-    def decode(self, heads: tuple[int, int, int], batch: int, context_sum: float, backend: str | None) -> float:
-        same = {} if backend is None else {"backend": backend}
-        grid = self._grid("decode_attention", heads, _decode_axes, spread="equal", **same)
+    def decode(self, heads: tuple[int, int, int], batch: int, context_sum: float, backend: str) -> float:
+        grid = self._grid("decode_attention", heads, _decode_axes, spread="equal", window=None, backend=backend)
         return grid.at(batch, context_sum / batch)
 
     def packed(self, heads: tuple[int, int, int], queries: int, keys: float) -> float:
