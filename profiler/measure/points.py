@@ -27,9 +27,11 @@ def _ceilings(f: Fields, models: tuple[DecoderShape, ...]) -> Iterator[Point]:
     del models
     for dtype in f["dtypes"]:
         yield {"op": "ceiling", "quantity": "flops", "dtype": dtype, "backend": "gemm", "size": f["size"]}
-    for quantity in ("bandwidth", "launch", "timer"):
-        size = f["copy_bytes"] if quantity == "bandwidth" else 0
-        yield {"op": "ceiling", "quantity": quantity, "dtype": "fp32", "backend": "copy", "size": size}
+    for quantity, backend, size in (
+        ("bandwidth", "copy", f["copy_bytes"]), ("bandwidth", "read", f["copy_bytes"]), ("launch", "add", 0),
+        ("timer", "host", 0),
+    ):  # fmt: skip
+        yield {"op": "ceiling", "quantity": quantity, "dtype": "fp32", "backend": backend, "size": size}
 
 
 def _gemm(f: Fields, models: tuple[DecoderShape, ...]) -> Iterator[Point]:

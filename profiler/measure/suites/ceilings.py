@@ -1,4 +1,4 @@
-"""What the device can do at best: FLOP/s of a large product, bytes/s of a large copy, an empty launch, the timer."""
+"""What the device can do at best: FLOP/s of a large product, bytes/s of a large copy and of a large read, a launch."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ def build(point: Mapping[str, Any], ctx: Context) -> Case:
         case = gemm.build({"m": size, "n": size, "k": size, "dtype": point["dtype"]}, ctx)
         case.fields = lambda t: {"value": case.flops / t.p10_s}
         return case
+    if quantity == "bandwidth" and point["backend"] == "read":
+        return _read(point, ctx)
     if quantity == "bandwidth":
         elements = point["size"] // 4
         source = torch.ones(elements, device=ctx.device.device)
@@ -30,6 +32,18 @@ def build(point: Mapping[str, Any], ctx: Context) -> Case:
         tiny = torch.zeros(1, device=ctx.device.device)
         return Case(lambda _: tiny.add_(1.0), None, fields=lambda t: {"value": t.median_s})
     return Case(lambda _: None, None, time=_timer(), fields=lambda t: {"value": t.median_s})
+
+
+def _read(point: Mapping[str, Any], ctx: Context) -> Case:
+    """One row through a tall matrix: what streams weights best, and counts reads alone."""
+    rows = point["size"] // 4 // 4096
+    matrix, row = ctx.randn(rows, 4096, dtype="fp32"), ctx.randn(1, 4096, dtype="fp32")
+    moved = 4.0 * rows * 4096
+
+    def call(_: int) -> object:
+        return torch.nn.functional.linear(row, matrix)
+
+    return Case(call, None, bytes=moved, fields=lambda t: {"value": moved / t.p10_s})
 
 
 def _timer() -> Callable[[Effort], Timing]:
