@@ -52,7 +52,7 @@ JOBS = (
     Job(
         "vllm-0.10",
         [(closed_loop.compare, "inferencex/closed_loop.csv:meta-llama/Llama-3.1-70B")],
-        ("gpu_gap_s", "launch_s", "api_request_s", "api_token_s"),
+        ("cpu_step_s", "launch_s", "api_request_s", "api_token_s"),
         "InferenceX Llama-3.1-70B FP8, H100, TP4, 4 and 8 concurrent requests",
     ),
     Job(

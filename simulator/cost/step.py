@@ -8,6 +8,7 @@ from copy import copy
 from typing import Generic, NamedTuple, Self, TypeVar
 
 from simulator.cost.interface import Line
+from simulator.cost.marlin import marlin_experts
 from simulator.cost.mixed_attention import reread
 from simulator.cost.operators import ChunkSeconds, Curve, Operators, Price, sum_curves
 from simulator.cost.overhead import EngineOverhead
@@ -163,7 +164,9 @@ class OperatorCost:
         if experts:
             fmt = format_of(experts[0], p.dtype, p.quantization)
             shapes = [(x.out_features, x.in_features) for x in experts]
-            price = ops.experts(tokens, experts[0].per_token, experts[0].copies, shapes, fmt, wide)
+            each = tokens, experts[0].per_token, experts[0].copies, shapes
+            marlin = fmt.name == "mxfp4_marlin"
+            price = marlin_experts(ops, *each, wide) if marlin else ops.experts(*each, fmt, wide)
             entries.append(Entry("experts", 1, price))
         entries += self._elementwise_entries(layer, tokens)
         if p.tp > 1:
