@@ -9,14 +9,17 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
 BIN := .venv/bin
 RUN_STAMP := .venv/.stamp-run
 DEV_STAMP := .venv/.stamp-dev
+PROFILE_BIN := .venv-profile/bin
+PROFILE_STAMP := .venv-profile/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench docs clean
+.PHONY: help run test test-profiler lint bench docs clean
 
 help:
 	@sed -n '2,5s/^# \{0,1\}//p' Makefile
 	@echo "  make lint   ruff, mypy, import-linter     make bench  speed of the simulator"
 	@echo "  make docs   regenerate docs from code     make clean  remove .venv, caches and runs"
+	@echo "  make test-profiler   tests that need torch, in .venv-profile"
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Windtunnel needs Python 3.11 or newer; none found. Try: make run PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -41,6 +44,17 @@ lint: $(DEV_STAMP)
 test: lint
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered
 
+# Tests that need torch and transformers, in a venv of its own: the ordinary one stays small.
+$(PROFILE_BIN)/python:
+	$(PYTHON) -m venv .venv-profile
+
+$(PROFILE_STAMP): pyproject.toml | $(PROFILE_BIN)/python
+	$(PROFILE_BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,profile]'
+	@touch $@
+
+test-profiler: $(PROFILE_STAMP)
+	$(PROFILE_BIN)/python -m pytest tests/profiler
+
 bench: $(RUN_STAMP)
 	$(BIN)/windtunnel bench
 
@@ -48,6 +62,6 @@ docs: $(RUN_STAMP)
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf .venv build dist runs *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-profile build dist runs *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	rm -rf .coverage .coverage.* htmlcov coverage.xml
 	find simulator traces tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,6 +11,12 @@ from profiler.measure.errors import CampaignError
 CAMPAIGNS = Path(__file__).parents[1] / "campaigns"
 
 
+def experiment_file(given: Path) -> Path:
+    """A file, or the name of a shipped experiment."""
+    shipped = CAMPAIGNS / f"{given}.yaml"
+    return shipped if not given.exists() and shipped.exists() else given
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m profiler.serve", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -28,9 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
             from profiler.serve.run import serve
             from profiler.serve.spec import load
 
-            shipped = CAMPAIGNS / f"{given.experiment}.yaml"
-            path = shipped if not given.experiment.exists() and shipped.exists() else given.experiment
-            return 0 if serve(load(path), given.out, time_limit_s=given.time_limit_s) else 1
+            serve(load(experiment_file(given.experiment)), given.out, time_limit_s=given.time_limit_s)
+            return 0
         from profiler.serve.compare import compare as run_compare
 
         print(run_compare(given.served, given.kernels, given.out))  # noqa: T201

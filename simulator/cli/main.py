@@ -26,6 +26,7 @@ from simulator.cli import (
     profile,
     run,
     schema,
+    serve_experiment,
     trace,
     validate,
 )
@@ -48,7 +49,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "profile": profile.profile,
     "validate": validate.validate,
 }
-GROUPS: dict[str, typer.Typer] = {"trace": trace.app}
+GROUPS: dict[str, typer.Typer] = {"trace": trace.app, "serve-experiment": serve_experiment.app}
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells expect

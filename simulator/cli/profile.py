@@ -31,7 +31,7 @@ def profile(
     quick: Annotated[bool, typer.Option(help="Few repeats per point.")] = False,
     time_limit_s: Annotated[float | None, typer.Option(help="Stop cleanly after so long; run again to go on.")] = None,
 ) -> None:
-    """Time kernels, layers and steps on this machine's GPU or CPU; needs the extra windtunnel[profile]."""
+    """Time kernels, layers and steps on this machine's GPU or CPU; needs torch (the extra named profile)."""
     from profiler.measure.__main__ import campaign_file
     from profiler.measure.campaign import load
     from profiler.measure.errors import CampaignError
