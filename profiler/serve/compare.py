@@ -157,6 +157,7 @@ def picture(found: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     titles = {"ttft_s": "time to first token", "tpot_s": "time per output token", "e2e_s": "end to end"}
     figure, axes = plt.subplots(len(found), 3, figsize=(12, 3.9 * len(found)), squeeze=False, layout="constrained")
@@ -173,6 +174,10 @@ def picture(found: Sequence[Mapping[str, Any]], path: Path) -> None:
             axis.fill_between(ends, ends * 0.9, ends * 1.1, color="0.5", alpha=0.15, linewidth=0, label="within 10 %")
             axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="measured, ms", ylabel="predicted, ms")
             axis.set_title(f"{one['model']}, {one['engine']}: {titles[metric]}", fontsize=10)
+            for one_axis in (axis.xaxis, axis.yaxis):
+                one_axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                one_axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+                one_axis.set_minor_formatter(NullFormatter())
             axis.grid(visible=True, which="both", alpha=0.15)
         row[0].legend(fontsize=8, loc="upper left")
     figure.savefig(path, dpi=110)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -110,3 +112,52 @@ def test_skewed_contexts_keep_their_mean_and_are_skewed():
     assert abs(sum(lengths) / 32 - 1000) < 10
     assert max(lengths) == 10 * min(lengths)
     assert context_lengths(3, 7, "equal") == [7, 7, 7]
+
+
+CARRIED = """
+import sys
+sys.modules["yaml"] = None  # as on a machine without pyyaml
+sys.modules["simulator"] = None
+from pathlib import Path
+from profiler.measure.campaign import load
+from profiler.measure.points import points
+print(len(points(load(Path(sys.argv[1])))))
+"""
+
+
+def test_the_folder_works_by_itself_with_json_and_no_pyyaml(tmp_path: Path):
+    """As it is carried to a bare GPU machine; what it runs there beside needs torch and numpy alone."""
+    shutil.copytree(ROOT / "profiler" / "measure", tmp_path / "profiler" / "measure")
+    shutil.copy(ROOT / "profiler" / "__init__.py", tmp_path / "profiler")
+    text = json.dumps({"name": "a", "models": [], "suites": {"gemm": {"shapes": [[8, 8]], "tokens": [1, 2]}}})
+    command = [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{CARRIED}"]
+    file = written(tmp_path, text, "campaign.json")
+    done = subprocess.run([*command, str(file)], capture_output=True, text=True, check=False)
+    assert done.stdout == "2\n", done.stderr
+    file.write_text('{"name": "a", "models": ["llama-3.1-8b"], "suites": {"gemm": {}}}', encoding="utf-8")
+    done = subprocess.run([*command, str(file)], capture_output=True, text=True, check=False)
+    assert "Write the model's shapes into the campaign" in done.stderr
+
+
+def test_the_measuring_code_imports_torch_numpy_and_the_standard_library_alone():
+    allowed = {"torch", "numpy", "profiler", "yaml", "pynvml", "flashinfer", "simulator"}
+    for path in (ROOT / "profiler" / "measure").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [str(node.module)]
+            else:
+                continue
+            for name in names:
+                top = name.partition(".")[0]
+                assert top in sys.stdlib_module_names or top in allowed, f"{path}: {name}"
+                if top == "profiler":
+                    assert name.startswith("profiler.measure"), f"{path}: {name}"
+                if top in (
+                    "yaml",
+                    "simulator",
+                    "pynvml",
+                    "flashinfer",
+                ):  # optional ones are imported where they are used
+                    assert node.col_offset > 0, f"{path}: {name}"
