@@ -1,7 +1,9 @@
 """Prefill and decode phases of requests served a few at a time.
 
-The requests are replayed at the times their prefills began. GPU and engine version are not stated in the published
-files (an H100-class GPU); they are assumed and said.
+The requests are replayed at the times their prefills began; a prefill lasts from its first step to its first token.
+GPU, engine version and arguments are not stated in the published files (an H100-class GPU), and what is assumed is
+said. The files themselves tell the token budget: prefills take a step longer from 4,097 tokens on, and that step gets
+longer from 4,609 tokens on, where its rest of over 512 tokens no longer fits a CUDA graph.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from traces.trace import Trace
 KIND = "phases"
 COLUMNS = ("request_id", "phase_type", "t_start", "t_end", "prefill_tokens", "decode_tokens")
 GPU, VERSION = "H100-SXM", "0.11.0"  # assumed: H100-class by the data's README, December 2025 by the files' names
+BUDGET = 4096  # tokens, see above
+ENGINE = {"enable_prefix_caching": False, "async_scheduling": False, "max_num_batched_tokens": BUDGET}
 MODELS = {"1b": "Qwen/Qwen2.5-1.5B", "3b": "Qwen/Qwen2.5-3B"}  # by the files' names
 
 
@@ -34,24 +38,26 @@ def compare(path: Path, options: Options) -> Comparison:
     server = Server(
         model=name,
         gpu=table.rows[0].get("gpu") or GPU,
-        engine={"enable_prefix_caching": False, "async_scheduling": False},
+        engine=ENGINE,
         overhead=overhead_of_version(table.rows[0].get("vllm") or VERSION),
     )
     setup = server.setup(options)
     trace = Trace(arrival=start, prompt_tokens=prompt, output_tokens=output + 1, source=path.name)
-    seen = latencies(serve(setup, trace).requests)
+    served = serve(setup, trace).requests
+    seen = latencies(served)
+    prefill = served.first_token - served.scheduled
     part = training.part(KIND, {"file": path.name})
     # A request's phases: the prefill ends with its first token, the decode phase makes the rest.
     residuals = []
     for i in range(len(start)):
         case = f"{path.stem}:{i}"
-        pairs = [("prefill", seen.ttft[i], prefill_s[i], float(prompt[i]))]
+        pairs = [("prefill", prefill[i], prefill_s[i], float(prompt[i]))]
         if output[i]:
             pairs.append(("decode_per_token", seen.tpot[i], decode_s[i] / output[i], float(prompt[i] + output[i] / 2)))
         for metric, predicted, measured, load in pairs:
             who = setup.model.name, setup.gpu.name
             residuals.append(Residual(KIND, case, metric, "ms", predicted * 1e3, measured * 1e3, *who, load, part))
-    note = f"GPU and version not in the file: {setup.gpu.name}, vLLM {VERSION} with synchronous scheduling, assumed."
+    note = f"GPU and version not in the file: {setup.gpu.name}, vLLM {VERSION}, {BUDGET} tokens a step assumed."
     return Comparison(KIND, path, tuple(residuals), (note,))
 
 

@@ -13,7 +13,7 @@ CLOSED_LOOP = {  # (model, system, tensor-parallel size, measured): few requests
 }
 LOW_CONCURRENCY = 8
 STEPS = ("20260217-203421-llama-2-70b-hf-tp4-codegen",)
-RATES = ("20260217-203421-llama-2-70b-hf-tp4-codegen",)  # the same run
+RATES = ("20260217-203421-llama-2-70b-hf-tp4-codegen", "20260217-155451-llama-2-7b-tp1-codegen")
 PHASES = ("F_phases_dec11-train-qwen3b-1",)
 
 

@@ -361,8 +361,8 @@ def test_overhead_presets_are_physically_possible() -> None:
 def test_a_release_runs_on_the_newest_preset_that_is_not_newer() -> None:
     assert overhead_of_version("0.10.2") == "vllm-0.10"
     assert overhead_of_version("0.9.1") == "vllm-0.10"
-    assert overhead_of_version("0.18.0") == "vllm-0.18"
-    assert overhead_of_version("0.33.0") == "vllm-0.18"
+    assert overhead_of_version("0.18.0") == "vllm-0.15"
+    assert overhead_of_version("0.12.3") == "vllm-0.11"
 
 
 @pytest.fixture(scope="module")
