@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--time-limit-s", type=float, help="start no further engine after so long")
     compare = commands.add_parser("compare", help="predict and compare (needs the simulator, no torch)")
     compare.add_argument("served", type=Path, nargs="+", help="served-*.json")
-    compare.add_argument("--kernels", type=Path, required=True, help="measurements.jsonl of the same device")
+    compare.add_argument("--kernels", type=Path, nargs="+", required=True, help="measurements.jsonl of the same device")
     compare.add_argument("--out", type=Path, default=Path("comparison"))
     given = parser.parse_args(arguments)
     try:

@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 METRICS = ("ttft_s", "tpot_s", "e2e_s")
 
 
-def compare(paths: Sequence[Path], kernels: Path, out: Path) -> str:
+def compare(paths: Sequence[Path], kernels: Path | Sequence[Path], out: Path) -> str:
     """Writes ``comparison.json``, ``comparison.md`` and ``comparison.png`` into ``out``; returns the table.
 
     Raises CalibrationError when ``kernels`` lacks a shape of a served model, ValueError on what is no served run.
@@ -35,7 +35,7 @@ def compare(paths: Sequence[Path], kernels: Path, out: Path) -> str:
     return table
 
 
-def _compare(run: Run, kernels: Path) -> dict[str, Any]:
+def _compare(run: Run, kernels: Path | Sequence[Path]) -> dict[str, Any]:
     tables = Tables(kernels, run.dtype)
     shape = shape_of(run)
     bare = ServedCost(tables, shape, run.engine)

@@ -65,14 +65,26 @@ class Grid2:
         return float(low * (high / low) ** share)
 
 
-class Tables:
-    """Everything a ``measurements.jsonl`` knows about one dtype. Look-ups raise CalibrationError on what it lacks."""
+def _medians(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per point, its seconds the median over files."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        found[row["id"]].append(row)
+    return [same[0] | {"median_s": statistics.median(r["median_s"] for r in same)} for same in found.values()]
 
-    def __init__(self, path: Path, dtype: str) -> None:
-        self.path, self.dtype = path, dtype
-        rows = list(read(path))
-        self.header = next((r for r in rows if r["kind"] == "header"), {})
-        points = [r for r in rows if r["kind"] == "point" and r.get("dtype") == dtype]
+
+class Tables:
+    """Everything campaigns on one device know about one dtype. Look-ups raise CalibrationError on what they lack.
+
+    Several files of the same campaign, measured at different times, give the median of each point: on a machine whose
+    speed drifts, the middle of it.
+    """
+
+    def __init__(self, paths: Path | Sequence[Path], dtype: str) -> None:
+        paths = [paths] if isinstance(paths, Path) else list(paths)
+        self.paths, self.dtype = paths, dtype
+        rows = [row for path in paths for row in read(path)]
+        points = _medians(r for r in rows if r["kind"] == "point" and r.get("dtype") == dtype)
         self.yardstick_s = statistics.median([r["yardstick_s"] for r in rows if r["kind"] == "suite"] or [math.nan])
         self._by_op: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in points:
@@ -112,7 +124,7 @@ class Tables:
             wanted = ", ".join(f"{k} = {v}" for k, v in fixed.items())
             raise CalibrationError(
                 f"{op} was not measured in {self.dtype} at {wanted}",
-                where=str(self.path),
+                where=", ".join(map(str, self.paths)),
                 remedy="Add the model to the campaign's models and profile again.",
             )
         return found

@@ -44,7 +44,10 @@ def run(
 @app.command("compare")
 def compare(
     served: Annotated[list[Path], typer.Argument(metavar="SERVED...", help="served-*.json of the engines.")],
-    kernels: Annotated[Path, typer.Option(help="measurements.jsonl of the same device (windtunnel profile).")],
+    kernels: Annotated[
+        list[Path],
+        typer.Option(help="measurements.jsonl of the same device (windtunnel profile); several give their median."),
+    ],
     out_folder: Annotated[
         Path, typer.Option("--out", help="Folder for the table, the picture and the numbers.")
     ] = Path("comparison"),

@@ -42,7 +42,7 @@ def build(point: Mapping[str, Any], ctx: Context) -> Case:
     def error() -> float:
         rows, columns = slice(0, SAMPLE), ctx.integers(n, min(n, SAMPLE))
         wide = torch.float64 if dtype in ("fp32", "int8") else torch.float32
-        reference = xs[0][rows].to(wide) @ weights[0][columns].to(wide).t()
+        reference = xs[0][rows].to(wide) @ _rows(weights[0], columns).to(wide).t()
         return relative_error(product(xs[0], weights[0], scale)[rows][:, columns], reference)
 
     return Case(
@@ -52,6 +52,13 @@ def build(point: Mapping[str, Any], ctx: Context) -> Case:
         flops=2.0 * m * n * k,
         bytes=float(set_bytes + m * n * out_bytes),
     )
+
+
+def _rows(weight: Tensor, index: Tensor) -> Tensor:
+    """Rows of a matrix; 8-bit floats are picked as bytes, since indexing knows no such type everywhere."""
+    if weight.element_size() == 1:
+        return weight.view(torch.uint8)[index].view(weight.dtype)
+    return weight[index]
 
 
 def _operand(ctx: Context, rows: int, columns: int, dtype: str, scale: float) -> Tensor:
