@@ -19,7 +19,7 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.free = num_blocks
-        self.cached = 0  # free blocks that still hold a reusable prefix
+        self.cached = 0  # free blocks that still hold a reusable prefix: none without a prefix cache
 
     def take(self, count: int) -> None:
         """Take ``count`` blocks. Raises ``RuntimeError`` when there are not as many."""
@@ -27,12 +27,6 @@ class BlockPool:
         if free < 0:
             raise RuntimeError(f"{count} blocks asked for, {self.free} free: callers check before they take")
         self.free = free
-        if self.cached > free:  # blocks without content are used first
-            self.evict(self.cached - free)
-
-    def evict(self, count: int) -> None:
-        """Forget the content of ``count`` free blocks."""
-        self.cached -= count
 
     def give_back(self, count: int) -> None:
         """Return ``count`` blocks with nothing worth keeping in them."""
