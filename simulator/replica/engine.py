@@ -18,7 +18,8 @@ from simulator.replica.recorder import BUFFER, Recorder
 from simulator.replica.steps import OnFinish, apply_step, batch_sums, record_moves, record_unfinished, release_ended
 from simulator.scheduling.policy import Policy
 from simulator.scheduling.request import Request
-from simulator.scheduling.state import DECODE, EngineState, Step
+from simulator.scheduling.state import EngineState
+from simulator.scheduling.step import DECODE, Step
 
 
 class Observer(Protocol):
@@ -170,8 +171,8 @@ class Engine:
             self._steps_done = done = 0
             self._version = state.batch_version
             self._exact = [begin] if self._sequential else None
-            # Who ended with the step before is still in ``running`` where that is not known yet.
-            self._row = (context, batch, len(state.waiting), len(state.running) - len(state.releasing))
+            # ``running`` still holds who ended with the step before, where that is not known yet.
+            self._row = (context, batch, len(state.waiting), len(state.prefilling) + batch)
         if self._step_mode or (state.releasing and (self.eager or state.waiting)):
             run = 1
         else:
@@ -192,7 +193,7 @@ class Engine:
         if exact is None:
             return self._begin + step * (self._half + self._curve * step)
         while len(exact) <= step:
-            exact.append(exact[-1] + self._half)
+            exact.append(exact[-1] + (self._half + self._curve * (2 * len(exact) - 1)))
         return exact[step]
 
     def _cut(self, now: float) -> bool:
@@ -240,15 +241,16 @@ class Engine:
         state = self.state
         if step.admitted or step.preempted:
             record_moves(state, step, recorder, now, self.last_token_time)
-        if not (step.decodes or step.chunks):
+        if not (step.decodes or step.chunks or step.extra_s):
             return begin  # everybody running gave way: somebody waiting fits now
-        price = self.cost.mixed
         batch = state.num_decodes - len(step.held) if step.decodes else 0
         context, windowed = batch_sums(state, step) if batch else (0, 0)
-        seconds = price(batch, context, windowed, step.chunks, batch + len(step.completed)) + step.extra_s
+        seconds = step.extra_s
+        if batch or step.chunks:  # else it only copies blocks
+            seconds += self.cost.mixed(batch, context, windowed, step.chunks, batch + len(step.completed))
         self.busy_until = end = begin + seconds
-        ended = len(state.releasing)
-        apply_step(state, step, self._recorder, end, self.last_token_time)
+        running = len(state.prefilling) + state.num_decodes + len(step.completed)  # who ended before left out
+        apply_step(state, step, recorder, end, self.last_token_time)
         if batch:
             self.last_token_time = end
         recorder.mixed_buffer.extend(
@@ -260,11 +262,13 @@ class Engine:
                 step.prefill_tokens,
                 len(step.chunks),
                 len(state.waiting),
-                len(state.running) - ended,
+                running,
                 state.pool.free,
                 len(step.preempted),
             )
         )
+        if len(recorder.mixed_buffer) > BUFFER:
+            recorder.flush()
         return begin if self._lead else end
 
     def _close_row(self) -> None:

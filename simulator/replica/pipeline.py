@@ -15,7 +15,7 @@ from math import inf
 
 from simulator.cost.interface import StepCost
 from simulator.replica.engine import Observer
-from simulator.replica.recorder import Recorder
+from simulator.replica.recorder import BUFFER, Recorder
 from simulator.replica.steps import (
     OnFinish,
     apply_step,
@@ -26,7 +26,8 @@ from simulator.replica.steps import (
 )
 from simulator.scheduling.policy import Policy
 from simulator.scheduling.request import Request
-from simulator.scheduling.state import EngineState, Step
+from simulator.scheduling.state import EngineState
+from simulator.scheduling.step import Step
 
 
 class PipelineEngine:
@@ -127,8 +128,9 @@ class PipelineEngine:
 
     def _write_row(self, lane: EngineState, step: Step, batch: int, context: int, start: float, seconds: float) -> None:
         """The row is the batch's time in the last stage: rows do not overlap, and tokens come at their end."""
-        self._recorder.lanes.append(lane.lane)
-        self._recorder.mixed_buffer.extend(
+        recorder = self._recorder
+        recorder.lanes.append(lane.lane)
+        recorder.mixed_buffer.extend(
             (
                 start,
                 seconds,
@@ -142,3 +144,5 @@ class PipelineEngine:
                 len(step.preempted),
             )
         )
+        if len(recorder.mixed_buffer) > BUFFER:
+            recorder.flush()

@@ -142,6 +142,8 @@ class Recorder:
         extra[:, 1:3] = self._number(extra[:, 1:3].astype(np.int64))
         first_token = times(self.first_token)
         first_token[first_token > until] = NEVER
+        replica = column(self.replica)
+        replica[~(arrival < until)] = -1  # they never came
         return RequestRecords(
             arrival=arrival,
             scheduled=times(self.scheduled),
@@ -152,7 +154,7 @@ class Recorder:
             cached_tokens=column(self.cached),
             preemptions=column(self.preemptions),
             status=column(self.status),
-            replica=column(self.replica),
+            replica=replica,
             first_token_step=self._number(column(self.first_step)),
             last_token_step=self._number(column(self.last_step)),
             extra_ranges=extra[np.lexsort((extra[:, 1], extra[:, 0]))],

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from simulator.replica.recorder import Recorder
 from simulator.replica.records import Status
 from simulator.scheduling.request import Request
-from simulator.scheduling.state import EngineState, Step
+from simulator.scheduling.state import EngineState
+from simulator.scheduling.step import Step
 
 FINISHED = int(Status.FINISHED)
 
@@ -31,7 +32,7 @@ def apply_step(state: EngineState, step: Step, recorder: Recorder, end: float, l
 
     last_token_time: end of the previous step with decodes, s.
     """
-    held = _hold_back(state, step, recorder, last_token_time) if step.held else ()
+    held = _hold_back(state, step, recorder, last_token_time) if step.held and step.decodes else ()
     done: list[Request] = []
     if step.decodes and state.advance(1):
         done = state.ended()

@@ -4,6 +4,7 @@ from simulator.scheduling import fastgen, orca, sarathi, sglang, static, vllm, v
 from simulator.scheduling.args import EngineArgs
 from simulator.scheduling.policy import POLICIES, Policy, resolve
 from simulator.scheduling.request import Request
-from simulator.scheduling.state import DECODE, EngineState, Step
+from simulator.scheduling.state import EngineState
+from simulator.scheduling.step import DECODE, Step
 
 __all__ = ["DECODE", "POLICIES", "EngineArgs", "EngineState", "Policy", "Request", "Step", "resolve"]

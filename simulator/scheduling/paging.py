@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 
-from simulator.kv.prefix import NO_HIT, Hit
 from simulator.scheduling.args import EngineArgs
 from simulator.scheduling.queues import PriorityQueue
 from simulator.scheduling.request import Request
-from simulator.scheduling.state import DECODE, EngineState, Queue, Step
+from simulator.scheduling.state import EngineState, Queue
+from simulator.scheduling.step import DECODE, Step
 
 
 def waiting_queue(args: EngineArgs) -> Queue:
@@ -20,10 +20,6 @@ def may_join(state: EngineState, request: Request, max_num_seqs: int) -> bool:
     """Whether a request that has just been queued might be admitted at the next step: behind a head that does not
     fit, or without a free sequence, it only waits."""
     return state.waiting[0] is request and len(state.running) - len(state.releasing) < max_num_seqs
-
-
-def hit_of(state: EngineState, request: Request) -> Hit:
-    return state.hit(request) if request.table is not None else NO_HIT
 
 
 def last_admitted(state: EngineState) -> Request | None:
@@ -66,7 +62,7 @@ def admit_chunks(state: EngineState, step: Step, budget: int, max_num_seqs: int,
     size = state.block_size
     while budget > 0 and waiting and len(state.running) < max_num_seqs:
         request = waiting[0]
-        hit = hit_of(state, request)
+        hit = state.hit(request)
         computed = hit.blocks * size
         free = pool.free - hit.free_blocks - (spare if state.running else 0)
         room = free * size

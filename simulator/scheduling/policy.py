@@ -9,7 +9,8 @@ from simulator.core.errors import PolicyError
 from simulator.core.registry import Registry
 from simulator.scheduling.args import EngineArgs
 from simulator.scheduling.request import Request
-from simulator.scheduling.state import EngineState, Step
+from simulator.scheduling.state import EngineState
+from simulator.scheduling.step import Step
 
 
 class Policy(Protocol):

@@ -16,6 +16,7 @@ class Request:
         "arrival",
         "cached_tokens",
         "computed",
+        "crossing",
         "decoding",
         "first_token_step",
         "lane",
@@ -35,8 +36,10 @@ class Request:
     )
     # Set when the request is admitted: order, the admission number, and cached_tokens, its prefix hit. When it starts
     # to decode: lane, the batch it decodes in; offset; first_token_step; last_step, the token step count at its end.
+    # crossing, the token step count at which its context reaches the model's sliding window, -1 from then on.
     # lost, the tokens it had computed when it was preempted; reserved, its blocks where the policy reserves them.
     cached_tokens: int
+    crossing: int
     lost: int
     reserved: int
     lane: int

@@ -7,7 +7,8 @@ from simulator.scheduling.options import NoOptions, read_options
 from simulator.scheduling.paging import chunked_step, may_join, waiting_queue
 from simulator.scheduling.policy import POLICIES, Policy
 from simulator.scheduling.request import Request
-from simulator.scheduling.state import EngineState, Step
+from simulator.scheduling.state import EngineState
+from simulator.scheduling.step import Step
 
 
 @POLICIES.register("sarathi")

@@ -10,10 +10,10 @@ from simulator.core.errors import PolicyError
 from simulator.kv.prefix import PrefixCache
 from simulator.scheduling.args import EngineArgs
 from simulator.scheduling.options import Range, read_options
-from simulator.scheduling.paging import hit_of
 from simulator.scheduling.policy import POLICIES, Policy
 from simulator.scheduling.request import Request
-from simulator.scheduling.state import DECODE, EngineState, Step
+from simulator.scheduling.state import EngineState
+from simulator.scheduling.step import DECODE, Step
 
 LPM_QUEUE = 128  # requests; with more waiting, longest-prefix-match gives way to fcfs
 SHARED_TOKENS = 32  # a waiting request that shares this much with one before it, and has no longer hit, comes last
@@ -114,6 +114,9 @@ class Sglang(Policy):
 
     def prefill(self, state: EngineState, step: Step) -> None:
         """The prompt in progress, then waiting ones while budget, sequences and the estimate allow."""
+        if not state.prefilling and len(state.running) >= self.max_num_seqs:  # the queue is not sorted for nobody
+            self.full = len(state.running)
+            return
         size = state.block_size
         ratio = self.ratio(state)
         made = state.token_steps + 1  # less ``prompt_tokens - offset``
@@ -134,7 +137,7 @@ class Sglang(Policy):
                 self.full = len(state.running)
                 return
             request = state.waiting[0]
-            hit = hit_of(state, request)
+            hit = state.hit(request)
             tokens = request.target - hit.blocks * size
             paged = -(-tokens // size) * size
             to_come = self.to_come(request, request.target - request.prompt_tokens)
@@ -168,7 +171,7 @@ class Sglang(Policy):
         seen: set[int] = set()
         keys: dict[Request, float] = {}
         for request in queue:
-            keys[request] = -hit_of(state, request).blocks * size
+            keys[request] = -state.hit(request).blocks * size
             ids = request.table.ids if request.table is not None else ()
             if -keys[request] <= SHARED_TOKENS and len(ids) > at:
                 if ids[at] in seen:

@@ -16,6 +16,7 @@ from simulator.kv.pool import BlockPool
 from simulator.kv.prefix import NO_HIT, BlockTable, Hit, PrefixCache
 from simulator.scheduling.args import EngineArgs
 from simulator.scheduling.request import Request
+from simulator.scheduling.step import Step
 
 LANE_STEPS = 1 << 27  # more token steps than one batch ever makes
 
@@ -28,37 +29,6 @@ class Queue(Protocol):
     def append(self, request: Request, /) -> None: ...
     def appendleft(self, request: Request, /) -> None: ...
     def popleft(self) -> Request: ...
-
-
-class Step:
-    """A plan: the decoding batch (less ``held``) makes one token each, and ``chunks`` of prompts are computed."""
-
-    __slots__ = (
-        "admitted",
-        "chunks",
-        "completed",
-        "decodes",
-        "extra_s",
-        "held",
-        "preempted",
-        "prefill_tokens",
-        "requests",
-    )
-
-    def __init__(self, *, decodes: bool) -> None:
-        self.decodes = decodes
-        self.chunks: list[tuple[int, int]] = []  # (new tokens, tokens computed before)
-        self.requests: list[Request] = []  # of the chunks
-        self.completed: list[Request] = []  # whose chunk yields a token at the end of the step
-        self.admitted: list[Request] = []
-        self.preempted: list[Request] = []
-        self.held: list[Request] = []  # decoding requests left out of this step
-        self.prefill_tokens = 0
-        self.extra_s = 0.0  # s, time on top of the computation (swapping)
-
-
-DECODE = Step(decodes=True)
-"""Every decoding request makes a token and nothing else happens: the plan repeats until something changes."""
 
 
 class EngineState:
@@ -210,10 +180,13 @@ class EngineState:
         if request.order > self.last_decode_order:
             self.last_decode_order = request.order
         heappush(self._ends, (steps + left, request.order, request))
-        if self.window is not None and computed + 1 < self.window:
-            self.growing += 1
-            self._window_sum += computed
-            heappush(self._crossings, (self.window - 1 - request.offset, request.order, request))
+        if self.window is not None:
+            request.crossing = -1
+            if computed + 1 < self.window:
+                self.growing += 1
+                self._window_sum += computed
+                request.crossing = self.window - 1 - request.offset
+                heappush(self._crossings, (request.crossing, request.order, request))
 
     def leave(self, request: Request) -> None:
         """Take a request out of the decoding batch; its ``computed`` becomes its own again."""
@@ -225,7 +198,8 @@ class EngineState:
         if self._grows:
             self.phase[-request.offset % self.block_size] -= 1
         self.batch_version += 1
-        if self.window is not None and computed + 1 < self.window:
+        if self.window is not None and request.crossing >= 0:
+            request.crossing = -1  # its entry in the heap is stale
             self.growing -= 1
             self._window_sum -= computed
 
@@ -278,7 +252,7 @@ class EngineState:
         crossings = self._crossings
         while crossings:
             step, _, request = crossings[0]
-            if request.decoding and step > self.token_steps and step == (self.window or 0) - 1 - request.offset:
+            if request.crossing == step:
                 return step
             heappop(crossings)
         return 1 << 60
@@ -305,12 +279,12 @@ class EngineState:
         return self._ends[0][0] <= done
 
     def _cross(self) -> None:
-        window = self.window or 0
         while self._crossings and self._crossings[0][0] <= self.token_steps:
             step, _, request = heappop(self._crossings)
-            if request.decoding and step == window - 1 - request.offset:
+            if request.crossing == step:  # there may be two entries: it left and came back with the same offset
+                request.crossing = -1
                 self.growing -= 1
-                self._window_sum -= window - 1
+                self._window_sum -= request.offset + step
                 self.batch_version += 1
 
     @property

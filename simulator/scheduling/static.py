@@ -9,7 +9,8 @@ from simulator.scheduling.paging import waiting_queue
 from simulator.scheduling.policy import POLICIES, Policy
 from simulator.scheduling.request import Request
 from simulator.scheduling.reserving import longest_reservation
-from simulator.scheduling.state import DECODE, EngineState, Step
+from simulator.scheduling.state import EngineState
+from simulator.scheduling.step import DECODE, Step
 
 
 @POLICIES.register("static")

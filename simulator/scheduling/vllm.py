@@ -8,7 +8,8 @@ from simulator.scheduling.options import NoOptions, read_options
 from simulator.scheduling.policy import POLICIES, Policy
 from simulator.scheduling.queues import PriorityQueue
 from simulator.scheduling.request import Request
-from simulator.scheduling.state import DECODE, EngineState, Step
+from simulator.scheduling.state import EngineState
+from simulator.scheduling.step import DECODE, Step
 
 Shares = dict[Request, tuple[int, int]]  # tokens and blocks given to running requests in this step
 

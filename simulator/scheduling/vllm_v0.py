@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 from simulator.core.errors import PolicyError
 from simulator.scheduling.args import EngineArgs
 from simulator.scheduling.options import Range, read_options
-from simulator.scheduling.paging import hit_of, last_admitted, may_join, waiting_queue
+from simulator.scheduling.paging import last_admitted, may_join, waiting_queue
 from simulator.scheduling.policy import POLICIES, Policy
 from simulator.scheduling.request import Request
-from simulator.scheduling.state import DECODE, EngineState, Step
+from simulator.scheduling.state import EngineState
+from simulator.scheduling.step import DECODE, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ class VllmV0(Policy):
         budget = self.budget
         while waiting and len(state.running) < self.max_num_seqs:
             request = waiting[0]
-            hit = hit_of(state, request)
+            hit = state.hit(request)
             tokens = request.target - hit.blocks * size
             need = -(-request.target // size) - hit.blocks + hit.free_blocks + (self.spare if state.running else 0)
             if need > state.pool.free or (tokens > budget and step.chunks):

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.cluster import simulate
+from simulator.cluster.simulation import Simulation
 from simulator.cost.interface import Line
 from simulator.replica.records import SimulationRecords
 from simulator.scheduling import EngineArgs
+from tests.scheduling.invariants import nobody_is_left
 from traces.trace import Trace
 
 
@@ -65,6 +67,18 @@ def test_a_step_reads_each_context_up_to_the_window(requests: list[tuple[int, in
     prompts, outputs = [p for p, _ in requests], [o for _, o in requests]
     records = run(prompts, outputs, window, async_scheduling=False)
     assert records.requests.finish == pytest.approx(by_hand(prompts, outputs, window), rel=1e-12)
+
+
+def test_a_request_that_comes_back_at_once_crosses_the_window_once() -> None:
+    """It gives way in the step in which the other one ends and computes itself anew in the next: as far into its
+    decoding as it would have been, had it stayed."""
+    trace = Trace(np.zeros(2), np.array([1, 2]), np.array([8, 14]))
+    args = EngineArgs(block_size=4, enable_prefix_caching=False, async_scheduling=False)
+    built = Simulation(trace, args, WindowCost(16), 5)
+    requests = built.run().requests
+    assert requests.preemptions.tolist() == [0, 1]
+    assert requests.finish[1] > requests.finish[0]
+    nobody_is_left(built.state)
 
 
 @settings(max_examples=100, deadline=None)

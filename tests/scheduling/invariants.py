@@ -47,6 +47,7 @@ def clock_never_runs_back(records: SimulationRecords) -> None:
         assert (before[there] <= after[there]).all(), (earlier, later)
     ends = span_ends(records)
     assert (steps.num_steps >= 1).all()
+    assert (steps.num_decodes + steps.num_prefills <= steps.num_running).all()
     assert (steps.step > 0).all()
     assert (steps.start[1:] >= ends[:-1] - CLOSE).all()  # spans are ordered and do not overlap
 
@@ -89,7 +90,7 @@ def nobody_is_left(state: EngineState) -> None:
     """Invariant 2, drained: every block is free and nobody waits, runs or is swapped out."""
     assert state.pool.free == state.pool.num_blocks
     assert not (len(state.waiting) or state.running or state.prefilling or state.releasing or state.swapped)
-    assert state.num_decodes == state.computed_sum == state.growing == sum(state.phase) == 0
+    assert state.num_decodes == state.computed_sum == state.growing == state.windowed_sum == sum(state.phase) == 0
     assert min(state.phase) == 0
 
 

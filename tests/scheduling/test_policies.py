@@ -25,8 +25,9 @@ def serve(
     trace: Trace, policy: str, cost: StepCost = GPU, kv_tokens: int = 1 << 17, **arguments: object
 ) -> SimulationRecords:
     args = {"max_model_len": 2048, "max_num_seqs": 256, "max_num_batched_tokens": 2048, **arguments}
+    step_mode = bool(args.pop("step_mode", False))
     engine = EngineArgs(policy=policy, **args)  # type: ignore[arg-type]
-    run = Simulation(trace, engine, cost, kv_tokens // engine.block_size + 1)
+    run = Simulation(trace, engine, cost, kv_tokens // engine.block_size + 1, step_mode=step_mode)
     records = run.run()
     check(records, trace, run.state)
     assert np.isfinite(records.requests.finish).all()
@@ -111,6 +112,18 @@ class TestMemory:
         swap = serve(trace, "vllm-v0", kv_tokens=13000, options=options)
         np.testing.assert_array_equal(swap.requests.finish, serve(trace, "vllm-v0", kv_tokens=13000).requests.finish)
 
+    @pytest.mark.parametrize("async_scheduling", [False, True])
+    def test_every_copy_takes_its_time(self, async_scheduling: bool) -> None:
+        """Room for 16 tokens, and both requests have 8: one is done, the other has to wait until that is known, if it
+        is not known yet. Its 8 tokens are copied out and in again at 8 a second."""
+        options = {"preemption": "swap", "kv_bytes_per_token": 125_000_000, "swap_space_gib": 8.0, "pcie_gb_s": 1.0}
+        records = serve(
+            at_once([4, 4], [5, 13]), "vllm-v0", FixedCost(0.01, 0.0), kv_tokens=16, block_size=1,
+            async_scheduling=async_scheduling, options={**options, "watermark": 0.0},
+        )  # fmt: skip
+        assert records.requests.preemptions.tolist() == [0, int(async_scheduling)]
+        assert records.requests.finish[1] == pytest.approx(13 * 0.01 + (2.0 if async_scheduling else 0.0))
+
     def test_starting_prompts_without_room_for_them_costs_recomputation(self) -> None:
         rng = np.random.default_rng(2)
         trace = at_once(rng.integers(500, 1500, 60), rng.integers(100, 400, 60))
@@ -194,6 +207,19 @@ class TestSglang:
         requests = serve(trace, "sglang", max_num_batched_tokens=8 * 432, options={"schedule_policy": "lpm"}).requests
         assert (requests.cached_tokens[:8] == 0).all()
         assert (requests.cached_tokens[8:] == 400).all()
+
+    @pytest.mark.parametrize("step_mode", [False, True])
+    def test_a_full_batch_leaves_the_queue_unsorted(self, step_mode: bool) -> None:
+        """The last request shares the first one's prefix, cached when it comes and evicted when there is a place."""
+        trace = Trace(
+            np.array([0.0, 1.0, 1.1, 1.1]), np.array([100, 200, 100, 100]), np.array([2, 440, 4, 4]),
+            prefix=from_rows([list(range(6)), list(range(100, 112)), list(range(200, 206)), list(range(6))], 16),
+        )  # fmt: skip
+        options = {"schedule_policy": "lpm"}
+        requests = serve(trace, "sglang", kv_tokens=640, max_num_seqs=1, options=options, step_mode=step_mode).requests
+        assert requests.arrival[3] < requests.finish[1]
+        assert (np.diff(requests.scheduled) > 0).all()
+        assert requests.cached_tokens.tolist() == [0, 0, 0, 0]
 
     def test_a_bold_estimate_runs_more_and_retracts_some(self) -> None:
         rng = np.random.default_rng(6)

@@ -59,6 +59,21 @@ class BentCost:
         return 0.01 + 1e-6 * context + 1e-5 * num_decodes + sum(2e-5 * new + 1e-8 * new * old for new, old in chunks)
 
 
+class WindowCost:
+    """Every token that a layer with a sliding window reads costs a tenth of a millisecond."""
+
+    def __init__(self, window: int) -> None:
+        self.sliding_window: int | None = window
+
+    def decode(self, num_decodes: int, context: int, windowed: int, growing: int) -> Line:
+        return Line(0.01 + 1e-6 * context + 1e-4 * windowed, 1e-6 * num_decodes + 1e-4 * growing, 1 << 40)
+
+    def mixed(
+        self, num_decodes: int, context: int, windowed: int, chunks: Sequence[tuple[int, int]], num_sampled: int
+    ) -> float:
+        return 0.01 + 1e-6 * context + 1e-4 * windowed + sum(2e-5 * new for new, _ in chunks)
+
+
 @st.composite
 def traces(draw: st.DrawFn, block_size: int) -> Trace:
     """A few requests: bursts and ties, shared prefixes, all lengths."""
@@ -82,11 +97,13 @@ def traces(draw: st.DrawFn, block_size: int) -> Trace:
 
 @st.composite
 def costs(draw: st.DrawFn) -> StepCost:
-    kind = draw(st.sampled_from(["fixed", "linear", "bent"]))
+    kind = draw(st.sampled_from(["fixed", "linear", "bent", "window"]))
     if kind == "fixed":
         return FixedCost(0.01, draw(st.sampled_from([0.0, 0.001])))
     if kind == "linear":
         return LinearCost(0.01, 1e-4, 1e-5, 1e-6, 1e-8)
+    if kind == "window":
+        return WindowCost(draw(st.integers(1, 80)))
     return BentCost(draw(st.sampled_from([7, 100])), draw(st.integers(1, 5)))
 
 
@@ -110,6 +127,9 @@ def engines(draw: st.DrawFn, policy: str, options: Mapping[str, object]) -> tupl
         given_args["enable_prefix_caching"] = draw(st.booleans()) or options.get("schedule_policy") == "lpm"
     if policy in {"vllm", "sarathi"}:
         given_args["watermark"] = draw(st.sampled_from([0.0, 0.1]))
+    if policy == "vllm":
+        given_args["long_prefill_token_threshold"] = draw(st.sampled_from([0, 0, 5, 33]))
+        given_args["scheduler_reserve_full_isl"] = draw(st.booleans())
     return EngineArgs(**given_args), blocks + 1  # type: ignore[arg-type]
 
 
