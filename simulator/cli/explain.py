@@ -56,7 +56,9 @@ def explain(
     batch = [f"{decodes} decodes at {context:,} tokens"] if decodes else []
     batch += [f"prefill of {new:,} after {computed:,}" for new, computed in chunks]
     total = format_seconds(sum(row.seconds for row in rows))
-    table = Table(title=f"{cost.model.name} on {cost.gpu.name}: {', '.join(batch)}: {total}", title_justify="left")
+    title = f"{cost.model.name} on {cost.gpu.name}: {', '.join(batch)}: {total}"
+    out().print(title, style="italic", markup=False, highlight=False, soft_wrap=True)  # a table would break it
+    table = Table()
     for index, header in enumerate(HEADERS):
         table.add_column(header, justify="right" if 0 < index < len(HEADERS) - 1 else "left")
     *lines, last = rendered(rows)

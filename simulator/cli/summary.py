@@ -35,6 +35,14 @@ def print_summary(result: Result) -> None:
     )
     for note in result.trace.notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
+    if summary["requests"]["rejected"]:
+        longest = result.setup.args.max_model_len
+        console.print(
+            f"note: {summary['requests']['rejected']:,} rejected: prompt and output exceed max_model_len "
+            f"({longest:,} tokens) or the whole KV cache.",
+            markup=False,
+            soft_wrap=True,
+        )
     console.print(facts_table(result))
     console.print(latency_table(summary))
 
@@ -81,8 +89,8 @@ def facts(result: Result) -> list[tuple[str, str]]:
         lines.append(("SLO", f"{_percent(slo['attainment'])} of requests meet {limits} ({slo['name']})"))
         lines.append(("goodput", f"{_n(summary['goodput_request_per_s'])} requests/s"))
     if cost is not None:
-        each = cost["usd_per_million_output_tokens"]
-        lines.append(("cost", f"${_n(each)} per million output tokens at ${cost['usd_per_hour']:.2f}/h"))
+        each, hour = cost["usd_per_million_output_tokens"], f"${cost['usd_per_hour']:.2f}/h"
+        lines.append(("cost", hour if each is None else f"${_n(each)} per million output tokens at {hour}"))
     return lines
 
 

@@ -116,6 +116,9 @@ def _longest_quarter_wait(entered: np.ndarray, waits: np.ndarray, first: float, 
 
 
 def _nothing_admitted(records: SimulationRecords) -> Stability:
+    if len(records.requests.arrival) and records.requests.arrival.min() > records.end:
+        reason = "No request arrived before the end of the run."
+        return Stability("stable", reason, None, 0, 0, 0.0, 0, 0.0, float("nan"))
     offered = len(records.requests.arrival)
     verdict: Verdict = "overloaded" if offered else "stable"
     reason = f"Not one of the {offered:,} offered requests could be served." if offered else "No request was offered."

@@ -67,9 +67,10 @@ def _plateau(records: SimulationRecords, max_num_seqs: int | None) -> int:
 def _what_is_full(
     records: SimulationRecords, max_num_seqs: int | None, max_num_batched_tokens: int | None
 ) -> dict[str, Bools]:
-    steps = records.steps
+    steps, usage = records.steps, kv_usage(records)
+    another = usage / np.maximum(steps.num_running, 1)  # one more request like those that run
     full = {
-        "kv": np.asarray((kv_usage(records) >= _KV_FULL) | (steps.preempted > 0)),
+        "kv": np.asarray((usage + another > 1.0) | (usage >= _KV_FULL) | (steps.preempted > 0)),
         "seqs": np.asarray(steps.num_running >= _plateau(records, max_num_seqs)),
     }
     if max_num_batched_tokens is not None:
@@ -91,7 +92,7 @@ def _queueing(summary: Summary, share: dict[str, float], queued: float, plateau:
                 ),
             ),
             (
-                "Add a replica, or spread the load more evenly with another router.",
+                "Add a replica.",
                 "Look at the curves over time for the bursts.",
             ),
         )
@@ -101,8 +102,8 @@ def _queueing(summary: Summary, share: dict[str, float], queued: float, plateau:
             "KV cache capacity",
             (
                 (
-                    f"{waited} For {share[name]:.0%} of that time the KV cache was at least {_KV_FULL:.0%} full "
-                    "or requests had to be preempted."
+                    f"{waited} For {share[name]:.0%} of that time the KV cache was at least {_KV_FULL:.0%} full, had "
+                    "no room for another request of the mean size, or requests had to be preempted."
                 ),
                 (
                     f"Peak KV usage {_percent(engine['kv_usage']['max'])}; {engine['preemptions_run']:,} preemptions, "
@@ -115,6 +116,7 @@ def _queueing(summary: Summary, share: dict[str, float], queued: float, plateau:
                     "a GPU with more memory."
                 ),
                 "Or spread the requests over more replicas.",
+                "Where the policy reserves KV for the longest possible request (orca, static): lower max_model_len.",
             ),
         )
     if name == "seqs":

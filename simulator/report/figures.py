@@ -134,7 +134,8 @@ def _queue(records: SimulationRecords, found: Analysis, time: _TimeAxis) -> Figu
         summary=f"Requests over time: at most {running.max():.3g} running and {waiting.max():.3g} waiting.",
         x_range=time.reach,
     )
-    return Figure("Waiting and running", svg, "A waiting curve that climbs to the end means the design cannot keep up.")
+    caption = "A waiting curve that climbs as long as requests arrive means the design cannot keep up."
+    return Figure("Waiting and running", svg, caption)
 
 
 def _kv(records: SimulationRecords, time: _TimeAxis) -> Figure:

@@ -22,6 +22,16 @@ MAX_FILE_BYTES = 4 << 20
 MAX_DEPTH = 50
 MAX_NODES = 200_000
 
+# Where plain text stands for a mapping with one field; ``--set`` writes it out before it adds another. The schema's
+# ``Shorthand`` annotations, which stand a floor above this file, say the same.
+SHORTHANDS: Mapping[Path_, str] = {
+    ("model",): "name",
+    ("hardware",): "gpu",
+    ("slo",): "preset",
+    ("workload", "trace"): "path",
+    ("workload", "preset"): "name",
+}
+
 
 class Loader(yaml.SafeLoader):
     """SafeLoader's syntax with YAML 1.2's core scalars."""
@@ -206,7 +216,7 @@ def _kind(value: Value) -> str:
         case dict():
             return "a mapping"
         case _:
-            return f"the {type(value).__name__} {value!r}"
+            return f"the {'text' if isinstance(value, str) else 'value'} {value!r}"
 
 
 def override(source: Source, settings: list[str] | tuple[str, ...]) -> Source:
@@ -240,18 +250,27 @@ def _copy(value: Value) -> Value:
     return [_copy(child) for child in value] if isinstance(value, list) else value
 
 
+def _container(value: Value, path: Path_, below: str) -> Value:
+    """What stands at ``path`` and is to take the key ``below``."""
+    if value is None:
+        return [] if below == "0" else {}
+    return {SHORTHANDS[path]: value} if isinstance(value, str) and path in SHORTHANDS else value
+
+
 def _descend_and_set(data: Value, keys: list[str], value: Value, where: str) -> Iterator[str | int]:
-    """Yield the path as it is walked; mappings that are missing (or null) on the way are made."""
+    """Yield the path as it is walked. What is missing (or null) on the way is made, shorthands are written out."""
     for position, key in enumerate(keys):
         last = position == len(keys) - 1
         if isinstance(data, dict):
             if last:
                 data[key] = value
-            elif data.get(key) is None:
-                data[key] = {}
+            else:
+                data[key] = _container(data.get(key), tuple(keys[: position + 1]), keys[position + 1])
             yield key
             data = data[key]
         elif isinstance(data, list):
+            if key.isdecimal() and int(key) == len(data):
+                data.append({})
             if not key.isdecimal() or int(key) >= len(data):
                 raise ScenarioError(
                     f"{'.'.join(keys[:position])} is a list of {len(data)}; {key!r} is not one of its positions.",

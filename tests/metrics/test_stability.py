@@ -97,6 +97,12 @@ def test_one_request_alone_is_stable_and_nothing_finished_is_not() -> None:
     assert assess(cut.records).verdict == "backlogged"
 
 
+def test_a_run_that_ends_before_the_first_arrival_was_offered_nothing() -> None:
+    late = np.asarray([5.0, 6.0])
+    found = assess(records_of(late, late, late + 1.0, end=1.0))
+    assert (found.verdict, found.reason) == ("stable", "No request arrived before the end of the run.")
+
+
 def test_the_toy_engine_overloaded_says_so() -> None:
     run = run_toy(random_requests(1, 250, rate=30.0))
     assert assess(run.records).verdict == "overloaded"

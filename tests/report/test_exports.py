@@ -72,6 +72,13 @@ def test_vllm_peaks_are_those_of_the_busiest_second(toy: ToyRun) -> None:
     assert result["max_concurrent_requests"] == max(active.values())
 
 
+def test_vllm_peaks_of_a_trace_that_idles_for_ages_need_no_room_for_them() -> None:
+    toy = run_toy([ToyRequest(0, 0.0, 8, 5), ToyRequest(1, 2.0**40, 8, 7)], ToyConfig())
+    result = to_vllm_bench(summarize(toy.records), toy.records, model_id="m")
+    assert result["max_output_tokens_per_s"] == 7
+    assert result["max_concurrent_requests"] == 1
+
+
 def test_vllm_shape_of_a_run_without_a_finished_request() -> None:
     toy = run_toy([ToyRequest(0, 0.0, 20, 500)], ToyConfig(horizon=1.0))
     result = to_vllm_bench(summarize(toy.records), toy.records, model_id="m", detailed=True)

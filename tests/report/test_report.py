@@ -155,6 +155,17 @@ def test_the_binding_constraint_is_the_one_that_was_made_scarce(
     assert got.next_steps
 
 
+def test_a_cache_without_room_for_one_more_request_is_the_limit_though_far_from_full() -> None:
+    """As under contiguous reservation: two thirds are in use, and every request needs two thirds."""
+    requests = [ToyRequest(i, 0.01 * i, 76, 4) for i in range(40)]
+    config = ToyConfig(num_gpu_blocks=30, max_num_seqs=8, max_num_batched_tokens=1000)
+    toy = run_toy(requests, config)
+    summary = summarize(toy.records)
+    assert summary["engine"]["kv_usage"]["max"] < 0.8
+    got = diagnose(summary, toy.records, max_num_seqs=8, max_num_batched_tokens=1000)
+    assert got.constraint == "KV cache capacity"
+
+
 def test_same_run_same_bytes(tmp_path: Path) -> None:
     a, _ = render(stable(), tmp_path / "a.html")
     b, _ = render(stable(), tmp_path / "b.html")

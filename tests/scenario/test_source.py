@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 from simulator.core.errors import ScenarioError
-from simulator.scenario.source import override, parse_source, read_source
+from simulator.scenario.config import Scenario
+from simulator.scenario.source import SHORTHANDS, override, parse_source, read_source
+from simulator.scenario.spec import Shorthand
+from simulator.scenario.workload import Workload
 
 TEXT = """\
 name: demo
@@ -67,7 +71,7 @@ def test_scalars_are_what_they_look_like(text: str, value: object) -> None:
         ("", "t: is empty"),
         ("# only a comment\n", "t: is empty"),
         ("- a\n- b\n", "t:1: must be a mapping of fields, not a list"),
-        ("hello", "must be a mapping of fields, not the str 'hello'"),
+        ("hello", "must be a mapping of fields, not the text 'hello'"),
         ("a: [1, 2\nb: 3\n", r"t:2: not valid YAML"),
         ("a: b: c\n", r"t:1: not valid YAML"),
         ("a:\n\t- b\n", r"t:2: not valid YAML"),
@@ -130,6 +134,29 @@ class TestOverrides:
         assert changed.data["slo"] == {"ttft_s": 1}
         assert "run" not in original.data
 
+    def test_a_shorthand_is_written_out_before_it_is_added_to(self) -> None:
+        source = override(
+            parse_source("model: m\nworkload: {trace: t.csv}"), ["model.dtype=x", "workload.trace.strict=true"]
+        )
+        assert source.data["model"] == {"name": "m", "dtype": "x"}
+        assert source.data["workload"] == {"trace": {"path": "t.csv", "strict": True}}
+
+    def test_the_shorthands_are_those_of_the_schema(self) -> None:
+        def walk(kind: type, path: tuple[str, ...]) -> dict[tuple[str | int, ...], str]:
+            found: dict[tuple[str | int, ...], str] = {}
+            for name, hint in get_type_hints(kind, include_extras=True).items():
+                parts = [hint, *get_args(hint)]
+                for inner in (*parts, *(a for p in parts for a in get_args(p))):
+                    if isinstance(inner, Shorthand):
+                        found[*path, name] = inner.field
+            return found
+
+        assert walk(Scenario, ()) | walk(Workload, ("workload",)) == SHORTHANDS
+
+    def test_a_list_grows_by_the_position_after_its_last(self) -> None:
+        source = override(parse_source("a: 1"), ["t.0.head=3", "t.1.head=4", "t.1.head=5"])
+        assert source.data["t"] == [{"head": 3}, {"head": 5}]
+
     def test_list_items_are_numbered_from_zero(self) -> None:
         source = override(parse_source(TEXT), ["workload.transforms.1.head=5"])
         assert source.data["workload"] == {"transforms": [{"scale_rate": 2}, {"head": 5}]}
@@ -149,7 +176,7 @@ class TestOverrides:
             ("engine.max_num_seqs", "not of the form path=value"),
             ("=3", "not of the form"),
             ("a..b=3", "not of the form"),
-            ("name.x=3", "name is the str 'demo', so it has no 'x'"),
+            ("name.x=3", "name is the text 'demo', so it has no 'x'"),
             ("workload.transforms.7.head=3", "is a list of 2; '7' is not one of its positions"),
             ("workload.transforms.head=3", "'head' is not one of its positions"),
             ("name=[", "--set name=\\[: value:1: not valid YAML"),

@@ -106,7 +106,7 @@ def test_a_scenario_is_frozen() -> None:
         ("workload.transforms=[{window: {start_s: 5, end_s: 5}}]", "end_s (5) must be after start_s (5)", None),
         ("workload.transforms={head: 3}", "a mapping is not a list", None),
         ("slo={}", "set at least one limit or a preset", None),
-        ("slo.presett=x", "slo is the str", None),
+        ("slo.presett=x", "slo.presett: unknown field 'presett'", "Did you mean 'preset'?"),
         ("seed=-1", "-1 is out of range", None),
         ("name=../etc", "'../etc' is not made of letters", None),
     ],

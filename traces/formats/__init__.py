@@ -69,9 +69,8 @@ def detect(source: Source) -> Format:
         return found[0]
     listed = "\n".join(f"    {f.name}: {f.summary}" for f in FORMATS.values())
     what = f"fits several formats ({', '.join(f.name for f in found)})" if found else "fits no known format"
-    raise source.error(
-        what, remedy=f"Name the format. Known ones:\n{listed}\n  Other tables: format 'table' with columns=... names."
-    )
+    others = "Other tables: name their columns arrival, prompt_tokens, output_tokens."
+    raise source.error(what, remedy=f"Name the format. Known ones:\n{listed}\n  {others}")
 
 
 def _check_options(chosen: Format, options: dict[str, Any]) -> None:

@@ -86,11 +86,13 @@ def _peaks(records: SimulationRecords, found: Analysis) -> tuple[float, int]:
         return 0.0, 0
     zero = requests.arrival[finished].min()
     times, made = tokens_of(found.ranges, found.clock, finished)
-    tokens = np.bincount(np.floor(times - zero).astype(np.int64), weights=made)
-    begin = np.floor(requests.arrival[finished] - zero).astype(np.int64)
-    end = np.floor(requests.finish[finished] - zero).astype(np.int64)
-    change = np.bincount(begin, minlength=int(end.max()) + 2) - np.bincount(end + 1, minlength=int(end.max()) + 2)
-    return float(tokens.max()), int(np.cumsum(change).max())
+    # Only seconds in which something happens are held: a trace may be idle for years.
+    seconds, at = np.unique(np.floor(times - zero), return_inverse=True)
+    tokens = np.bincount(at, weights=made, minlength=len(seconds))
+    begin, end = np.floor(requests.arrival[finished] - zero), np.floor(requests.finish[finished] - zero)
+    started = np.searchsorted(np.sort(begin), np.sort(begin), side="right")
+    ended = np.searchsorted(np.sort(end), np.sort(begin), side="left")
+    return float(tokens.max()), int((started - ended).max())
 
 
 def _lists(records: SimulationRecords, found: Analysis) -> dict[str, list[Any]]:
