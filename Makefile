@@ -13,7 +13,7 @@ PROFILE_BIN := .venv-profile/bin
 PROFILE_STAMP := .venv-profile/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-profiler lint bench docs clean
+.PHONY: help run test test-profiler lint bench docs clean validation
 
 help:
 	@sed -n '2,5s/^# \{0,1\}//p' Makefile
@@ -57,6 +57,9 @@ test-profiler: $(PROFILE_STAMP)
 
 bench: $(RUN_STAMP)
 	$(BIN)/windtunnel bench
+
+validation: $(RUN_STAMP)
+	$(BIN)/python -m profiler.validate.document $(or $(DATA),../shared/data)
 
 docs: $(RUN_STAMP)
 	$(BIN)/python docs/generate.py

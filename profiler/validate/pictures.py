@@ -42,6 +42,11 @@ def pictures(residuals: Sequence[Residual]) -> dict[str, bytes]:
     return drawn
 
 
+def overview_png(residuals: Sequence[Residual]) -> bytes:
+    """The picture over all kinds alone."""
+    return _png(overview([r for r in residuals if r.metric in METRIC_TITLES]))
+
+
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -99,6 +104,8 @@ def _groups(residuals: Sequence[Residual], name: Callable[[Residual], str]) -> l
 
 
 def _scatter(ax: Axes, residuals: Sequence[Residual], name: Callable[[Residual], str]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     for i, (label, some) in enumerate(_groups(residuals, name)):
         for apart in (False, True):
             part = [r for r in some if (r.part == "apart") is apart]
@@ -114,6 +121,11 @@ def _scatter(ax: Axes, residuals: Sequence[Residual], name: Callable[[Residual],
     ax.fill_between(ends, ends * 0.9, ends * 1.1, color="#94a3b8", alpha=0.25, linewidth=0)
     ax.plot(ends, ends, color="#475569", linewidth=1)
     ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
+    if high / low < 40:  # less than two decades: label 1, 2 and 5 of each
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
     units = "/".join(dict.fromkeys(r.unit for r in residuals))
     ax.set_xlabel(f"measured, {units}")
     ax.set_ylabel(f"predicted, {units}")

@@ -18,7 +18,7 @@ from simulator.model.architecture import Layer, Model
 from simulator.model.formats import weight_format
 from simulator.model.weights import Linear, format_of, layer_linears, vocab_rows
 
-PIECE_LAUNCHES = 3  # per layer outside a full graph: the piece, the write to the cache and attention
+PIECE_LAUNCHES = 2  # per layer outside a full graph: the piece between two attentions, and attention
 FOREVER = 1 << 40  # steps: the price never bends
 EXACT_TOKENS = 512  # up to here every token count has its own price; beyond, prices are interpolated
 GRID_TOKENS = 128  # between multiples of this, where matrix times are straight lines but for their tiles
