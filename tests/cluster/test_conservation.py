@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from simulator.cluster.simulation import Simulation
 from simulator.cost.analytic import FixedCost, LinearCost
 from simulator.metrics import analyse, littles_law
 from simulator.metrics.token_times import span_seconds, tokens_made
+from simulator.replica.recorder import Recorder
 from simulator.replica.records import SimulationRecords, Status
 from simulator.scenario.load import load
 from simulator.scenario.run import run
@@ -89,6 +90,34 @@ def test_invariants_hold(name: str) -> None:
         computed_is_owed(records, built.state)
     else:
         check(records, built.trace, built.state)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rows_are_the_same_however_often_they_are_put_away(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, whole = simulation(CASES[name])
+    for room in ("engine", "pipeline"):
+        monkeypatch.setattr(f"simulator.replica.{room}.BUFFER", 100)
+    sizes: list[int] = []
+    flush = Recorder.flush
+
+    def measured(recorder: Recorder) -> None:
+        sizes.append(max(len(recorder.mixed_buffer), len(recorder.span_buffer)))
+        flush(recorder)
+
+    monkeypatch.setattr(Recorder, "flush", measured)
+    _, records = simulation(CASES[name])
+    assert len(sizes) > 10
+    assert max(sizes) <= 100 + 10  # and one row
+    for field in fields(records.steps):
+        np.testing.assert_array_equal(getattr(records.steps, field.name), getattr(whole.steps, field.name))
+
+
+@pytest.mark.parametrize("name", ["sync", "async", "preempting"])
+def test_steps_added_one_by_one_end_where_the_closed_form_says(name: str) -> None:
+    """Also where each step of a span takes longer than the one before."""
+    case = CASES[name]
+    runs = [Simulation(case.trace(), case.args, LINEAR, case.num_gpu_blocks, sequential=s).run() for s in (False, True)]
+    np.testing.assert_allclose(runs[1].requests.finish, runs[0].requests.finish, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", CASES)

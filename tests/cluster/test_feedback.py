@@ -105,6 +105,7 @@ class TestClosedLoop:
         assert int(came.sum()) == int((requests.status == Status.FINISHED).sum()) + 4
         assert np.isnan(requests.scheduled[~came]).all()
         assert (requests.status[~came] == Status.IN_FLIGHT).all()
+        assert (requests.replica == np.where(came, 0, -1)).all()
         assert assess(records).verdict == "stable"
 
 
