@@ -53,7 +53,7 @@ def tone(summary: Summary) -> str:
     verdict = summary["stability"]["verdict"]
     if verdict != "stable" or not summary["requests"]["finished"]:
         return "bad" if verdict == "overloaded" else "warn"
-    return "warn" if missed_limits(summary) else "good"
+    return "warn" if missed_limits(summary) or summary["requests"]["rejected"] else "good"
 
 
 def state(summary: Summary) -> str:
@@ -61,7 +61,9 @@ def state(summary: Summary) -> str:
     if summary["requests"]["arrived"] and summary["requests"]["rejected"] == summary["requests"]["arrived"]:
         return "serves nothing"
     verdict: str = summary["stability"]["verdict"]
-    return "stable, SLO missed" if verdict == "stable" and missed_limits(summary) else verdict
+    if verdict == "stable" and missed_limits(summary):
+        return "stable, SLO missed"
+    return "stable, requests rejected" if verdict == "stable" and summary["requests"]["rejected"] else verdict
 
 
 def verdict_sentence(summary: Summary) -> str:
@@ -89,6 +91,9 @@ def verdict_sentence(summary: Summary) -> str:
         keeps_up = f"This design serves the {counts['arrived']} request(s) of this run, too few to judge a rate,"
         return f"{keeps_up}{_slo_clause(summary['slo'], missed_limits(summary))}."
     keeps_up = f"This design keeps up with {offered} requests per second"
+    if counts["rejected"]:
+        share = counts["rejected"] / counts["arrived"]
+        keeps_up += f", of which it rejects {percent(share)} because they can never fit,"
     return f"{keeps_up}{_slo_clause(summary['slo'], missed_limits(summary))}."
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from simulator.metrics import Slo, Summary, slo_preset, summarize
 from simulator.report import diagnose, write_report
-from simulator.report.words import percent, seconds, verdict_sentence
+from simulator.report.words import percent, seconds, state, tone, verdict_sentence
 from tests.metrics.toy_engine import ToyConfig, ToyRequest, ToyRun, random_requests, run_toy
 from traces.trace import Labels
 
@@ -118,6 +118,15 @@ def test_a_stable_run_states_rate_and_slo_in_one_sentence(tmp_path: Path) -> Non
     missed = summarize(stable().records, slo=Slo("tight", ttft_s=0.03))
     assert "misses its SLO: p99 TTFT is" in verdict_sentence(missed)
     assert "30 ms is allowed" in verdict_sentence(missed)
+
+
+def test_a_verdict_does_not_hide_rejections() -> None:
+    summary = summarize(stable().records, slo=slo_preset("mlperf-llama2-70b-server"))
+    assert tone(summary) == "good"
+    summary["requests"] |= {"finished": 160, "rejected": 40}
+    assert "of which it rejects 20.0 % because they can never fit, and meets" in verdict_sentence(summary)
+    assert state(summary) == "stable, requests rejected"
+    assert tone(summary) == "warn"
 
 
 def test_too_few_requests_make_no_rate(tmp_path: Path) -> None:
