@@ -12,17 +12,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from profiler.validate import training
 from profiler.validate.reading import MeasurementError, Table, read_table
 from profiler.validate.residuals import Comparison, Metric, Residual, mape, metrics_of
-from profiler.validate.served import Options, Server, client_latencies, serve, uniform_lengths
+from profiler.validate.served import Options, Server, client_latencies, named, serve, uniform_lengths
 from simulator.core.errors import UserError
 from simulator.cost.defaults import overhead_of_version
 from simulator.model.architecture import Model
-from simulator.model.catalogue import model
 from traces.trace import Trace
 
 KIND = "closed_loop"
@@ -80,11 +80,13 @@ def _protocol(table: Table, row: int) -> tuple[float, int]:
 def server_of(table: Table, row: int) -> Server:
     """The server of a row. Raises UserError for an unknown model."""
     name, precision = table.text(row, "model_path"), table.text(row, "prec")
-    served = model(name)
+    served, quantized = named(name)
     isl, osl, users = (table.integer(row, c) for c in ("isl", "osl", "conc"))
     given = table.rows[row - 1]
+    if float(given.get("attention_dp_size") or 1) > 1:
+        raise UserError("data-parallel attention is not simulated", where=table.where(row, "attention_dp_size"))
     version = (given.get("backend_version") or "").strip() or UNSTATED_VERSION
-    engine = {
+    engine: dict[str, Any] = {
         "tensor_parallel_size": table.integer(row, "tp_size"),
         "pipeline_parallel_size": int(float(given.get("pp_size") or 1)),
         "enable_expert_parallel": float(given.get("moe_ep_size") or 1) > 1,
@@ -95,14 +97,18 @@ def server_of(table: Table, row: int) -> Server:
         "enable_prefix_caching": False,
         "async_scheduling": served.is_moe or version != UNSTATED_VERSION,
     }
-    if served.is_moe:  # gptoss_fp4_h200.sh: max-cudagraph-capture-size 2048
+    sglang = (given.get("backend") or "vllm").strip() == "sglang"
+    if sglang:
+        engine["policy"] = "sglang"
+        del engine["async_scheduling"]
+    elif served.is_moe:  # gptoss_fp4_h200.sh: max-cudagraph-capture-size 2048
         engine["max_cudagraph_capture_size"] = 2048
     return Server(
         model=served.name,
         gpu=table.text(row, "system"),
         engine=engine,
-        overhead=overhead_of_version(version),
-        quantization=_quantization(precision, served),
+        overhead="sglang" if sglang else overhead_of_version(version),
+        quantization=quantized or _quantization(precision, served),
     )
 
 

@@ -27,7 +27,11 @@ COLUMNS = ("request_id", "phase_type", "t_start", "t_end", "prefill_tokens", "de
 GPU, VERSION = "H100-SXM", "0.11.0"  # assumed: H100-class by the data's README, December 2025 by the files' names
 BUDGET = 4096  # tokens, see above
 ENGINE = {"enable_prefix_caching": False, "async_scheduling": False, "max_num_batched_tokens": BUDGET}
-MODELS = {"1b": "Qwen/Qwen2.5-1.5B", "3b": "Qwen/Qwen2.5-3B"}  # by the files' names
+# By the files' names.
+MODELS = {
+    "0.5b": "Qwen/Qwen2.5-0.5B", "1b": "Qwen/Qwen2.5-1.5B", "1.5b": "Qwen/Qwen2.5-1.5B", "3b": "Qwen/Qwen2.5-3B",
+    "7b": "Qwen/Qwen2.5-7B", "14b": "Qwen/Qwen2.5-14B", "32b": "Qwen/Qwen2.5-32B", "72b": "Qwen/Qwen2.5-72B",
+}  # fmt: skip
 
 
 def compare(path: Path, options: Options) -> Comparison:
@@ -73,7 +77,7 @@ def _model(table: Table) -> str:
     given = table.rows[0].get("model")
     if given:
         return given
-    size = re.search(r"qwen(\d+b)", table.path.name)
+    size = re.search(r"qwen-?([\d.]+b)", table.path.name)
     if size is None or size[1] not in MODELS:
         raise MeasurementError(
             "does not say which model was served.", where=str(table.path),

@@ -66,6 +66,7 @@ def summary(residuals: Sequence[Residual]) -> list[Metric]:
 def _row(table: Table, row: int, part: str, options: Options) -> list[Residual]:
     rate = table.number(row, "rate_rps")
     version = "".join(c for c in table.text(row, "vllm").split("v")[-1].split(" ")[0] if c in "0123456789.")
+    warm = (table.rows[row - 1].get("prefix_caching") or "on").startswith("on")
     server = Server(
         model=table.text(row, "model"),
         gpu=table.text(row, "gpu").removesuffix("-80GB"),
@@ -73,9 +74,10 @@ def _row(table: Table, row: int, part: str, options: Options) -> list[Residual]:
             "tensor_parallel_size": table.integer(row, "tp"),
             "max_num_seqs": table.integer(row, "max_num_seqs"),
             "max_num_batched_tokens": table.integer(row, "max_num_batched_tokens"),
-            "enable_prefix_caching": True,
+            "enable_prefix_caching": warm,
         },
         overhead=overhead_of_version(version or "0.15.1"),
+        quantization="fp8" if "FP8" in (table.rows[row - 1].get("precision") or "") else None,
     )
     setup = server.setup(options)
     trace = warm_trace(
@@ -87,12 +89,12 @@ def _row(table: Table, row: int, part: str, options: Options) -> list[Residual]:
     )
     records = serve(setup, trace)
     seen = client_latencies(setup, records)
-    warm = np.arange(len(trace)) >= min(2 * DISTINCT_PROMPTS, len(trace) // 2)
+    steady = np.arange(len(trace)) >= min(2 * DISTINCT_PROMPTS, len(trace) // 2)
     predicted = {"ttft": seen.ttft, "tpot": seen.tpot, "e2e": seen.e2e}
     case = f"{table.text(row, 'exp')}:{rate:g}/s"
     part = part or training.part(KIND, table.rows[row - 1])
     who = setup.model.name, setup.gpu.name, rate, part
-    means = {name: float(np.nanmean(predicted[name][warm])) * 1e3 for name in METRICS}
+    means = {name: float(np.nanmean(predicted[name][steady])) * 1e3 for name in METRICS}
     return [Residual(KIND, case, n, "ms", means[n], table.number(row, c), *who) for n, c in METRICS.items()]
 
 

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 
 from simulator.cluster.simulation import simulate
+from simulator.core.errors import ModelError
 from simulator.core.random import streams
 from simulator.metrics.requests import Latencies, latencies
+from simulator.model.architecture import Model
+from simulator.model.catalogue import model
 from simulator.replica.records import SimulationRecords
 from simulator.scenario.build import Setup, build
 from simulator.scenario.config import EngineSpec, HardwareSpec, ModelSpec, Scenario
@@ -36,6 +39,32 @@ class Options:
     seconds: tuple[tuple[str, float], ...] = ()
 
 
+def named(name: str) -> tuple[Model, str | None]:
+    """A model by its published name, and the quantization a name such as ``...-FP8`` adds to one the catalogue has.
+
+    Raises ModelError for a model that the catalogue does not have in any format.
+    """
+    try:
+        return model(name), None
+    except ModelError:
+        base, _, last = name.rpartition("-")
+        if not base or last.lower() not in FORMATS:
+            raise
+        return model(base), FORMATS[last.lower()]
+
+
+# Last words of published names.
+FORMATS = {
+    "fp8": "fp8",
+    "fp4": "nvfp4",
+    "nvfp4": "nvfp4",
+    "awq": "int4",
+    "int4": "int4",
+    "w8a8": "int8",
+    "int8": "int8",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """A server of a measurement in the words of a scenario."""
@@ -58,12 +87,13 @@ class Server:
         return replace(found, cost=found.cost.with_overhead(overhead))
 
     def _build(self, options: Options) -> Setup:
+        served, quantization = named(self.model)
         return build(
             Scenario(
                 model=ModelSpec(
-                    name=self.model,
+                    name=served.name,
                     dtype=self.dtype,
-                    quantization=self.quantization,
+                    quantization=self.quantization or quantization,
                     kv_cache_dtype=self.kv_cache_dtype,
                 ),
                 hardware=hardware(self.gpu, options.calibration),

@@ -87,13 +87,15 @@ def _price(setup: Setup, numbers: dict[str, np.ndarray], i: int) -> float:
     context = context_tokens(numbers, i)
     if not decodes and not prefills:
         return float("nan")
+    window = setup.cost.sliding_window
+    windowed = min(context, decodes * window) if window else 0
     if not prefills or not tokens:
-        return setup.cost.decode(decodes, context, 0, 0).first if decodes else float("nan")
+        return setup.cost.decode(decodes, context, windowed, 0).first if decodes else float("nan")
     each = context // max(decodes, 1) if decodes else 0  # a prompt that hit the cache is about as long as the others
     size, rest = divmod(tokens, prefills)
     chunks = [(size + (j < rest), max(each - size, 0) if size < BLOCK_TOKENS * 4 else 0) for j in range(prefills)]
     chunks = [c for c in chunks if c[0]]
-    return setup.cost.mixed(decodes, context, 0, chunks, decodes + len(chunks))
+    return setup.cost.mixed(decodes, context, windowed, chunks, decodes + len(chunks))
 
 
 def _residuals(

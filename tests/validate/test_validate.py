@@ -376,3 +376,28 @@ def test_a_quick_part_of_the_published_measurements(measured: Path) -> None:
     found = {m.name: m.value for m in metrics(validate([folder, measured / "vllm_phases"], Options()))}
     assert found["steps.period.median"] < 10
     assert found["phases.decode_per_token.mape"] < 25
+
+
+def test_a_published_format_in_a_name_is_the_base_model_quantised(tmp_path: Path) -> None:
+    rows = [loop_row(model_path="nvidia/Llama-3.1-8B-Instruct-FP8", prec="fp8"), loop_row(id="b", prec="bf16")]
+    found = predictions(closed_loop.compare(write_csv(tmp_path / "a.csv", rows), OPTIONS))
+    assert 0.5 < found["a", "tpot"] / found["b", "tpot"] < 0.8  # half the bytes, not of everything
+
+
+def test_an_sglang_row_runs_sglangs_policy(tmp_path: Path) -> None:
+    rows = [loop_row(backend="sglang", conc=16), loop_row(id="b", backend="vllm", conc=16)]
+    found = predictions(closed_loop.compare(write_csv(tmp_path / "a.csv", rows), OPTIONS))
+    assert found["a", "ttft"] != found["b", "ttft"]
+
+
+def test_data_parallel_attention_is_skipped_with_its_reason(tmp_path: Path) -> None:
+    rows = [loop_row(attention_dp_size=8.0), loop_row(id="b", attention_dp_size=1.0)]
+    found = closed_loop.compare(write_csv(tmp_path / "a.csv", rows), OPTIONS)
+    assert {r.case for r in found.residuals} == {"b"}
+    assert "data-parallel attention" in found.notes[0]
+
+
+def test_a_cold_cache_is_simulated_as_one(tmp_path: Path) -> None:
+    rows = [rate_row(prefix_caching="on"), rate_row(exp="y", prefix_caching="off")]
+    found = predictions(rates.compare(write_csv(tmp_path / "a.csv", rows), OPTIONS))
+    assert found["y:5/s", "ttft"] > 1.2 * found["x:5/s", "ttft"]
