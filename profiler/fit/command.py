@@ -12,7 +12,7 @@ from profiler.fit.calibrate import calibrate
 from profiler.tables.columns import Tables
 from profiler.tables.read import read_tables
 from simulator.core.errors import CalibrationError
-from simulator.cost.calibration import MULTIPROCESSORS, Calibration, to_json
+from simulator.cost.calibration import CACHE_BYTES, MULTIPROCESSORS, Calibration, to_json
 from simulator.cost.kernels import Ceilings
 from simulator.hardware.gpu import Gpu
 from simulator.hardware.gpu import gpu as find_gpu
@@ -35,7 +35,7 @@ def ceilings_of(card: Gpu, tables: Tables) -> Ceilings:
     units = MULTIPROCESSORS.get(card.name) or (int(stated) if stated and stated.isdecimal() else None)
     if units is None:
         raise CalibrationError(f"nobody states how many multiprocessors {card.name} has", where="--gpu")
-    found = Ceilings.of(card, units)
+    found = Ceilings.of(card, units, CACHE_BYTES.get(card.name, 0.0))
     frame = tables.frames.get("ceiling")
     if frame is None:
         return found

@@ -10,7 +10,12 @@ from simulator.cost.kernels import Ceilings, Constants
 from simulator.cost.laws import Law, Points
 
 SAMPLE = 5000
-FREE = ("memory", "compute", "bandwidth")  # unbounded as they are; every other constant is positive: its logarithm
+FREE = (
+    "memory",
+    "compute",
+    "foreign",
+    "last_wave",
+)  # unbounded as they are; every other constant is positive: its logarithm
 EVALUATIONS = 30
 REFINE = 8  # of a start that other points of the same table gave
 
@@ -20,7 +25,13 @@ def _free(name: str) -> bool:
 
 
 def fit_constants(
-    law: Law, ceilings: Ceilings, number: str, points: Points, seconds: Floats, near: Constants | None = None
+    law: Law,
+    ceilings: Ceilings,
+    number: str,
+    points: Points,
+    seconds: Floats,
+    switches: Constants,
+    near: Constants | None = None,
 ) -> Constants:
     """Constants that follow the measured seconds (outliers count linearly), from ``near`` or the law's own start."""
     size = len(seconds)
@@ -33,7 +44,7 @@ def fit_constants(
     start = np.array([given[n] if _free(n) else np.log(given[n]) for n in names])
 
     def constants(x: Floats) -> dict[str, float]:
-        return {n: float(v) if _free(n) else float(np.exp(v)) for n, v in zip(names, x, strict=True)}
+        return {n: float(v) if _free(n) else float(np.exp(v)) for n, v in zip(names, x, strict=True)} | dict(switches)
 
     def residuals(x: Floats) -> Floats:
         found = np.log(law.seconds(constants(x), ceilings, number, sample)) - target

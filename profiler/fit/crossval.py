@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -44,32 +45,53 @@ def fit(recipe: Recipe, ceilings: Ceilings, frame: pd.DataFrame, dtype: str) -> 
     points, seconds = recipe.points(frame, dtype), frame["seconds"].to_numpy(dtype=float)
     fold = folds_by_shape(frame, recipe.shape)
     shapes = frame.drop_duplicates(list(recipe.shape)).shape[0]
-    constants, surfaces = _fit(recipe, ceilings, number, points, seconds)
+    whole = frame["whole"].to_numpy(dtype=float) if "whole" in frame else seconds
+    weights = (seconds / whole) ** 2
+    constants, surfaces = _fit(recipe, ceilings, number, points, seconds, weights)
     predicted = np.full(len(seconds), np.nan)
     count = min(FOLDS, shapes)
     if count > 1:
         for i in range(count):
             train, test = fold != i, fold == i
-            own, bent = _fit(recipe, ceilings, number, _part(points, train), seconds[train], constants)
+            own, bent = _fit(recipe, ceilings, number, _part(points, train), seconds[train], weights[train], constants)
             predicted[test] = predict(recipe, ceilings, number, own, bent, _part(points, test))
-    error = np.abs(predicted / seconds - 1.0)
-    alone = np.abs(recipe.law.seconds(constants, ceilings, number, points) / seconds - 1.0)
+    error = np.abs(predicted - seconds) / whole
+    alone = np.abs(recipe.law.seconds(constants, ceilings, number, points) - seconds) / whole
     held_out = None if count < 2 else HeldOut.of(error, shapes, count)
     return Fitted(constants, tuple(s.rounded() for s in surfaces), number, held_out, float(alone.mean()))
 
 
 def _fit(
-    recipe: Recipe, ceilings: Ceilings, number: str, points: Points, seconds: Floats, near: Constants | None = None
+    recipe: Recipe,
+    ceilings: Ceilings,
+    number: str,
+    points: Points,
+    seconds: Floats,
+    weights: Floats,
+    near: Constants | None = None,
 ) -> tuple[Constants, list[Surface]]:
-    constants = fit_constants(recipe.law, ceilings, number, points, seconds, near)
-    physics = recipe.law.seconds(constants, ceilings, number, points)
-    coordinates = recipe.law.coordinates(points)
-    surfaces = solve(recipe.specs(coordinates), coordinates, np.log(seconds / physics))
-    return constants, surfaces
+    """The best over the law's switches; with ``near``, its switches stay."""
+    law, best = recipe.law, None
+    names = list(law.switches)
+    for setting in product(*(law.switches[n] if near is None else (near[n],) for n in names)):
+        switches = dict(zip(names, setting, strict=True))
+        constants = fit_constants(law, ceilings, number, points, seconds, switches, near)
+        physics = law.seconds(constants, ceilings, number, points)
+        coordinates = law.coordinates(constants, points)
+        target = np.log(seconds / physics)
+        surfaces = solve(recipe.specs(coordinates), coordinates, target, weights)
+        miss = float(np.average(np.abs(target - correction(surfaces, coordinates)), weights=weights))
+        if best is None or miss < best[0]:
+            best = miss, constants, surfaces
+    assert best is not None
+    return best[1], best[2]
 
 
 def predict(
     recipe: Recipe, ceilings: Ceilings, number: str, constants: Constants, surfaces: list[Surface], points: Points
 ) -> Floats:
-    physics = recipe.law.seconds(constants, ceilings, number, points)
-    return np.asarray(physics * np.exp(correction(surfaces, recipe.law.coordinates(points))))
+    """As a calibration will: never under the ceilings."""
+    law = recipe.law
+    physics = law.seconds(constants, ceilings, number, points)
+    fitted = physics * np.exp(correction(surfaces, law.coordinates(constants, points)))
+    return np.maximum(fitted, law.limit(ceilings, number, points))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -11,21 +11,33 @@ import pandas as pd
 from profiler.fit.solve import SurfaceSpec
 from profiler.tables.columns import SHAPES
 from simulator.cost.correction import Floats
+from simulator.cost.kernels import Ceilings
 from simulator.cost.laws import (
     DECODE,
     EXPERTS,
     GEMM,
+    LATENT_DECODE,
+    LATENT_PREFILL,
     PREFILL,
     Law,
     Points,
     decode_points,
     expert_points,
     gemm_points,
+    latent_decode_points,
+    latent_prefill_points,
     prefill_points,
 )
+from simulator.cost.shapes import AttentionShape, attention_shape
+from simulator.model.architecture import LatentAttention
 from simulator.model.formats import weight_format
 
 FORMATS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "mxfp4_fp8": "mxfp4"}
+# Attention of DeepSeek-V3 (arXiv:2412.19437, section 4.2), whose module the MLA tables time.
+DEEPSEEK = LatentAttention(128, 1536, 512, 128, 64, 128)
+DEEPSEEK_HIDDEN = 7168
+MANY = 100  # values on a grid; more of them are no grid
+WARM_SHARE = 0.1  # of a kernel's time: what streams in less than this cannot mislead by more
 KV_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "fp32": 4.0}
 
 
@@ -40,6 +52,19 @@ class Recipe:
     shape: tuple[str, ...]
     points: Callable[[pd.DataFrame, str], Points]
     specs: Callable[[Points], Sequence[SurfaceSpec]]
+    streamed: Callable[[Points], Floats] | None = None
+    reach: Callable[[float], float] = lambda cache: cache
+
+    def cold(self, points: Points, seconds: Floats, ceilings: Ceilings) -> np.ndarray:
+        """Which rows an engine would see too. Benchmarks call a kernel again and again on the same operands; where the
+        ``streamed`` bytes are a good part of its time and lie within the ``reach`` of the last-level cache, they did
+        not come from memory, as they do in an engine whose other layers have passed in between.
+        """
+        if self.streamed is None or not ceilings.cache_bytes:
+            return np.ones(len(seconds), dtype=bool)
+        size = self.streamed(points)
+        near = size < self.reach(ceilings.cache_bytes)
+        return ~(near & (size / ceilings.bandwidth > WARM_SHARE * seconds))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -78,15 +103,17 @@ def _gemm(frame: pd.DataFrame, dtype: str) -> Points:
 
 
 def _gemm_specs(x: Points) -> Sequence[SurfaceSpec]:
+    """A smooth surface over all three; what tiles do to single m, over few n and k; what waves do to single n."""
     m = knots(x["m"], 4, 8, 16, 32, 64, 128, 192, 256, 512, 1024, 2048, 4096, 8192)
-    n = knots(x["n"], 128, 512, 1024, 2048, 4096, 8192, 16384)
-    k = knots(x["k"], 128, 512, 1024, 2048, 4096, 8192, 16384)
-    wide = every(x["n"])
-    wide = wide if len(wide) <= 32 else n
-    fine = every(x["m"])
+    wide = knots(x["n"], 64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
+    deep = knots(x["k"], 64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
+    n, k = knots(x["n"], 128, 512, 1024, 2048, 4096, 8192, 16384), knots(x["k"], 512, 2048, 8192)
+    every_m, every_n = every(x["m"]), every(x["n"])
+    fine = every_m if len(every_m) <= MANY else m
     return [
-        SurfaceSpec(("m", "n", "k"), (m, n, k), (0.03, 0.1, 0.1), 0.1),
-        SurfaceSpec(("m", "n"), (fine if len(fine) <= 96 else m, wide), (0.0, 0.1), 0.3),
+        SurfaceSpec(("m", "n", "k"), (m, wide, deep), (0.1, 0.3, 0.3), 0.1),
+        SurfaceSpec(("m", "n", "k"), (fine, n, k), (0.0, 1.0, 1.0), 1.0),
+        SurfaceSpec(("m", "n"), (fine, every_n if len(every_n) <= MANY else wide), (0.0, 0.0), 0.5),
     ]
 
 
@@ -101,13 +128,17 @@ def _prefill(frame: pd.DataFrame, dtype: str) -> Points:
 
 def _prefill_specs(x: Points) -> Sequence[SurfaceSpec]:
     rows = knots(x["rows"], 64, 256, 1024, 4096, 8192, 16384, 32768, 65536, 131072, 262144, 1048576)
-    keys = knots(x["keys"], 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-    group = knots(x["group"], 2, 4, 8, 16)
+    keys = knots(x["keys"], 4, 8, 16, 32, 64, 128, 256, 512, 768, 1024, 2048, 4096)
+    tokens = knots(x["tokens"], 16, 64, 256, 1024, 4096, 16384, 65536)
+    queries = knots(x["queries"], 16, 32, 64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 8192)
+    kv, group = knots(x["kv_heads"], 2, 4, 8, 16, 32), knots(x["group"], 2, 4, 8, 16)
+    few = knots(x["keys"], 64, 512, 2048)
     return [
         SurfaceSpec(("rows", "keys", "group"), (rows, keys, group), (0.1, 0.1, 0.1), 0.1),
-        SurfaceSpec(
-            ("rows", "queries"), (rows, knots(x["queries"], 32, 64, 128, 256, 512, 1024, 2048, 4096)), (0.1, 0.1), 0.3
-        ),
+        SurfaceSpec(("tokens", "kv_heads", "group"), (tokens, kv, group), (0.1, 0.1, 0.1), 0.3),
+        SurfaceSpec(("rows", "queries", "kv_heads"), (rows, queries, kv), (0.1, 0.1, 0.1), 0.3),
+        SurfaceSpec(("rows", "keys", "clipped"), (rows, few, every(x["clipped"])), (0.1, 0.1, 0.0), 0.3),
+        SurfaceSpec(("rows", "keys", "uneven"), (rows, few, every(x["uneven"])), (0.1, 0.1, 0.0), 0.3),
     ]
 
 
@@ -118,11 +149,14 @@ def _decode(frame: pd.DataFrame, dtype: str) -> Points:
 
 
 def _decode_specs(x: Points) -> Sequence[SurfaceSpec]:
-    batch = knots(x["batch"], 2, 4, 8, 16, 32, 64, 128, 256, 512)
-    context = knots(x["context"], 16, 128, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+    blocks = knots(x["blocks"], 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+    context = knots(x["context"], 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
     kv, group = knots(x["kv_heads"], 2, 4), knots(x["group"], 2, 4, 8, 16)
+    few = knots(x["context"], 128, 1024)
     return [
-        SurfaceSpec(("batch", "context", "kv_heads", "group"), (batch, context, kv, group), (0.1, 0.1, 0.1, 0.1), 0.1)
+        SurfaceSpec(("blocks", "context", "group"), (blocks, context, group), (0.03, 0.03, 0.1), 0.1),
+        SurfaceSpec(("blocks", "context", "kv_heads"), (blocks, context, kv), (0.1, 0.1, 0.1), 0.3),
+        SurfaceSpec(("blocks", "context", "clipped"), (blocks, few, every(x["clipped"])), (0.1, 0.1, 0.0), 0.3),
     ]
 
 
@@ -130,30 +164,108 @@ def _decode_specs(x: Points) -> Sequence[SurfaceSpec]:
 
 
 def _experts(frame: pd.DataFrame, dtype: str) -> Points:
-    columns = {c: _column(frame, c) for c in ("rows", "experts", "routing", "hidden", "inter", "gated")}
+    frame = frame.assign(all_rows=frame["tokens"] * frame["top_k"])
+    columns = {c: _column(frame, c) for c in ("rows", "all_rows", "experts", "routing", "hidden", "inter", "gated")}
     return expert_points(**columns, weight_bytes=number_of(dtype)[1])
 
 
 def _expert_specs(x: Points) -> Sequence[SurfaceSpec]:
-    rows = knots(x["rows"], 4, 16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
-    experts = knots(x["experts"], 4, 8, 16, 32, 64, 128, 256)
-    load = knots(x["load"], 0.1, 0.5, 1, 4, 16, 32, 64, 128, 256, 1024, 4096)
-    weight = knots(x["weight"], 1e6, 4e6, 1.6e7, 6.4e7)
+    load = knots(x["load"], 0.1, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+    few = knots(x["load"], 0.5, 2, 8, 32, 128, 512, 2048)
+    experts = knots(x["experts"], 2, 4, 8, 16, 32, 64, 128, 256)
+    blocks = knots(x["blocks"], 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+    tiles = knots(x["tiles"], 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 32768)
     hidden = knots(x["hidden"], 3000, 4096, 6144)
-    inter = knots(x["inter"], 64, 128, 256, 512, 1024, 2048, 4096)
-    routing = every(x["routing"])
+    inter = knots(x["inter"], 32, 64, 128, 256, 512, 1024, 2048, 4096)
+    spread = knots(x["spread"], 2, 8, 32, 128)
     return [
-        SurfaceSpec(("rows", "experts"), (rows, experts), (0.5, 0.5), 0.3),
-        SurfaceSpec(("load", "weight"), (load, weight), (0.5, 1.0), 0.3),
-        SurfaceSpec(("rows", "hidden"), (rows, hidden), (1.0, 1.0), 1.0),
-        SurfaceSpec(("load", "inter"), (load, inter), (1.0, 1.0), 1.0),
-        SurfaceSpec(("load", "experts", "routing"), (load, experts, routing), (1.0, 1.0, 0.0), 1.0),
+        SurfaceSpec(("load", "inter", "uneven"), (few, inter, every(x["uneven"])), (1.0, 1.0, 0.0), 0.5),
+        SurfaceSpec(("load", "experts", "routing"), (load, experts, every(x["routing"])), (0.3, 0.3, 0.0), 0.3),
+        SurfaceSpec(("load", "spread", "inter"), (few, spread, inter), (0.3, 0.3, 0.3), 0.5),
+        SurfaceSpec(("blocks", "load", "hidden"), (blocks, load, hidden), (0.3, 0.3, 0.3), 0.3),
+        SurfaceSpec(("tiles", "inter", "hidden"), (tiles, inter, hidden), (0.3, 0.3, 0.3), 0.3),
     ]
 
 
+# -- MLA, in the dimensions of DeepSeek-V3 --------------------------------------------------------------------------
+
+
+def _latent_shapes(frame: pd.DataFrame) -> dict[int, AttentionShape]:
+    kv = str(frame["kv_dtype"].iloc[0])
+    return {
+        h: attention_shape(replace(DEEPSEEK, num_heads=h), 1, FORMATS.get(kv, kv), 2.0)
+        for h in sorted({int(h) for h in frame["heads"]})
+    }
+
+
+def _of_shape(frame: pd.DataFrame, shapes: Mapping[int, AttentionShape], name: str) -> Floats:
+    return frame["heads"].map({h: getattr(shape, name) for h, shape in shapes.items()}).to_numpy(dtype=float)
+
+
+def _latent_decode(frame: pd.DataFrame, dtype: str) -> Points:
+    del dtype
+    shapes = _latent_shapes(frame)
+    batch, context = _column(frame, "batch"), _column(frame, "context")
+    flops = batch * (
+        context * _of_shape(frame, shapes, "flops_per_context") + _of_shape(frame, shapes, "flops_per_sequence")
+    )
+    size = batch * (
+        context * _of_shape(frame, shapes, "bytes_per_context") + _of_shape(frame, shapes, "bytes_per_sequence")
+    )
+    return latent_decode_points(
+        batch, context, _column(frame, "heads"), flops, size + _of_shape(frame, shapes, "weight_bytes")
+    )
+
+
+def _latent_decode_specs(x: Points) -> Sequence[SurfaceSpec]:
+    batch = knots(x["batch"], 2, 4, 8, 16, 32, 64, 128, 256, 512)
+    context = knots(x["context"], 32, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+    heads = knots(x["heads"], 2, 4, 8, 16, 32, 64)
+    return [SurfaceSpec(("batch", "context", "heads"), (batch, context, heads), (0.03, 0.03, 0.1), 0.1)]
+
+
+def _latent_prefill(frame: pd.DataFrame, dtype: str) -> Points:
+    del dtype
+    shapes = _latent_shapes(frame)
+    batch, new, computed = (_column(frame, c) for c in ("batch", "new", "computed"))
+    per_pair = _of_shape(frame, shapes, "flops_per_pair")
+    span = new + computed
+    flops = new * (computed + 0.5 * (new + 1.0)) * per_pair + span * _of_shape(frame, shapes, "flops_per_span")
+    size = span * _of_shape(frame, shapes, "bytes_per_context") + new * _of_shape(frame, shapes, "bytes_per_new")
+    heads = _column(frame, "heads")
+    return latent_prefill_points(batch, new, computed, heads, batch * flops, batch * size, per_pair / heads)
+
+
+def _latent_prefill_specs(x: Points) -> Sequence[SurfaceSpec]:
+    tokens = knots(x["tokens"], 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 65536)
+    queries = knots(x["queries"], 16, 64, 128, 256, 512, 1024, 1536, 2048, 4096, 8192)
+    heads = knots(x["heads"], 2, 4, 8, 16, 32, 64)
+    return [SurfaceSpec(("tokens", "queries", "heads"), (tokens, queries, heads), (0.03, 0.03, 0.1), 0.1)]
+
+
 RECIPES: Mapping[str, Recipe] = {
-    "gemm": Recipe(GEMM, ("dtype",), ("n", "k"), _gemm, _gemm_specs),
+    # Weights are rotated through about 64 MB, which sweeps a cache of 50 MB but not one of 96 MB.
+    "gemm": Recipe(
+        GEMM, ("dtype",), ("n", "k"), _gemm, _gemm_specs, lambda x: x["size"], lambda cache: 34e6 * (cache > 64e6)
+    ),
     "prefill_attention": Recipe(PREFILL, ("head_dim", "kv_dtype"), ("heads", "kv_heads"), _prefill, _prefill_specs),
-    "decode_attention": Recipe(DECODE, ("head_dim", "kv_dtype"), ("heads", "kv_heads"), _decode, _decode_specs),
-    "experts": Recipe(EXPERTS, ("dtype",), ("hidden", "inter", "experts", "top_k"), _experts, _expert_specs),
+    "decode_attention": Recipe(
+        DECODE,
+        ("head_dim", "kv_dtype", "windowed"),
+        ("heads", "kv_heads"),
+        _decode,
+        _decode_specs,
+        lambda x: x["size"],
+        lambda cache: 1.5 * cache,
+    ),
+    "experts": Recipe(
+        EXPERTS,
+        ("dtype",),
+        ("hidden", "inter", "experts", "top_k"),
+        _experts,
+        _expert_specs,
+        lambda x: x["touched"] * x["weight_bytes"],
+    ),
+    "latent_decode": Recipe(LATENT_DECODE, ("kv_dtype",), ("heads",), _latent_decode, _latent_decode_specs),
+    "latent_prefill": Recipe(LATENT_PREFILL, ("kv_dtype",), ("heads",), _latent_prefill, _latent_prefill_specs),
 }

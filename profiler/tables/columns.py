@@ -26,6 +26,9 @@ SHAPES: Mapping[str, tuple[str, ...]] = {
     # the whole MLA module of a layer: projections, norms, rope, attention
     "mla_prefill": ("batch", "new", "computed", "heads", "kv_dtype"),
     "mla_decode": ("batch", "context", "heads", "kv_dtype"),
+    # what is left of those when their projections are taken out; whole: seconds of the module
+    "latent_prefill": ("batch", "new", "computed", "heads", "kv_dtype", "whole"),
+    "latent_decode": ("batch", "context", "heads", "kv_dtype", "whole"),
     "all_reduce": ("ranks", "size_bytes"),  # size_bytes: the whole buffer
     "nccl_all_reduce": ("ranks", "size_bytes"),
     "all_gather": ("ranks", "size_bytes"),

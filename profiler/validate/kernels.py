@@ -65,7 +65,11 @@ def compare(path: Path, options: Options) -> Comparison:
         for key, rows in parts(frame, recipe) if frame is not None else ():
             fit = calibration.fits.get((operator, key))
             if fit is not None:
-                points = recipe.points(rows, str(rows["dtype"].iloc[0]))
+                dtype = str(rows["dtype"].iloc[0])
+                measured = rows["seconds"].to_numpy(float)
+                cold = recipe.cold(recipe.points(rows, dtype), measured, calibration.ceilings)
+                rows = rows.loc[cold].reset_index(drop=True)  # noqa: PLW2901 - operands warm in the cache are no engine's
+                points = recipe.points(rows, dtype)
                 seconds = fit.seconds(calibration.ceilings, points)
                 residuals += _rows(path, f"{operator} {key}", rows, seconds, card)
     residuals += _network(path, tables, calibration, card)

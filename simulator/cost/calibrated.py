@@ -12,9 +12,17 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from simulator.cost.calibration import Calibration, Collective, Fit
+from simulator.cost.calibration import Calibration, Fit
 from simulator.cost.correction import Floats, monotone
-from simulator.cost.laws import Points, decode_points, expert_points, gemm_points, prefill_points
+from simulator.cost.laws import (
+    Points,
+    decode_points,
+    expert_points,
+    gemm_points,
+    latent_decode_points,
+    latent_prefill_points,
+    prefill_points,
+)
 from simulator.cost.operators import Bound, ChunkSeconds, Curve, Operators, Price
 from simulator.cost.overhead import EngineOverhead
 from simulator.cost.placement import Deployment
@@ -100,9 +108,11 @@ class Calibrated:
 
         def points(counts: Floats) -> Points:
             same = np.ones_like(counts)
+            rows = np.maximum(counts * visits, 1.0)
             return expert_points(
-                np.maximum(counts * visits, 1.0), same * num_experts, same * self._routing, same * hidden,
-                same * inter, same * (wide > inter), fmt.bytes_per_weight(hidden),
+                rows=rows, all_rows=rows, experts=same * num_experts, routing=same * self._routing,
+                hidden=same * hidden, inter=same * inter, gated=same * (wide > inter),
+                weight_bytes=fmt.bytes_per_weight(hidden),
             )  # fmt: skip
 
         table = self._by_tokens(("experts", visits, num_experts, *shapes, fmt.name), fit, number, points)
@@ -147,9 +157,10 @@ class Calibrated:
         link = self.gpu.group_link(ranks)
         if ranks in measured:
             return physical._replace(seconds=max(measured[ranks].at(size_bytes), physical.bytes / link.bandwidth))
-        near = _nearest(measured, ranks)
-        scale = physical.seconds / _of_ranks(self._roofline, operator, size_bytes, near.ranks)
-        self._said(f"{operator} over {ranks} ranks", f"not measured: scaled from {near.ranks} ranks")
+        # More ranks than asked for are the safe side; from fewer, the bytes each rank sends tell how much is missing.
+        near = measured[min((r for r in measured if r > ranks), default=max(measured))]
+        scale = max(1.0, (1.0 - 1.0 / ranks) / (1.0 - 1.0 / near.ranks))
+        self._said(f"{operator} over {ranks} ranks", f"not measured: from {near.ranks} ranks")
         return physical._replace(seconds=max(near.at(size_bytes) * scale, physical.bytes / link.bandwidth))
 
     def send(self, size_bytes: float, link: Link) -> Price:
@@ -159,12 +170,25 @@ class Calibrated:
 
     def _attention_fit(self, operator: str, shape: AttentionShape) -> tuple[Fit, float] | None:
         """(fit, bytes per cached element): kernels of the nearest head dimension and of the KV format's width."""
+        fits = self.calibration.fits
+        if shape.kind == "latent":
+            width = shape.flops_per_context / (4.0 * shape.heads) + 32.0  # elements cached per token
+            element = shape.bytes_per_context / width
+            latent = operator.replace("decode_attention", "latent_decode").replace(
+                "prefill_attention", "latent_prefill"
+            )
+            for kv in ("fp8", "bf16") if element < 1.5 else ("bf16",):
+                if (latent, kv) in fits:
+                    return fits[latent, kv], element
+            return None
         if shape.kind != "softmax" or not self._heads:
             return None
         element = shape.bytes_per_context / (2.0 * shape.kv_heads * shape.head_dim)
         dim = min(self._heads, key=lambda d: abs(math.log(d / shape.head_dim)))
-        for kv in ("fp8", "bf16") if element < 1.5 else ("bf16",):
-            fit = self.calibration.fits.get((operator, f"{dim}/{kv}"))
+        formats = ("fp8", "bf16") if element < 1.5 else ("bf16",)
+        window = "/windowed" if shape.window and operator == "decode_attention" else ""
+        for key in (f"{dim}/{kv}{w}" for w in (window, "") for kv in formats):
+            fit = fits.get((operator, key))
             if fit is not None:
                 if dim != shape.head_dim:
                     self._said(f"{operator} head_dim {shape.head_dim}", f"not measured: efficiency of head_dim {dim}")
@@ -187,9 +211,14 @@ class Calibrated:
     def _decode_table(self, shape: AttentionShape, fit: Fit, element: float) -> Floats:
         batch, context = (a.ravel() for a in np.meshgrid(BATCHES, CONTEXTS, indexing="ij"))
         same = np.ones_like(batch)
-        points = decode_points(
-            batch, context, same * shape.heads, same * shape.kv_heads, same * shape.head_dim, 0.0 * same, element
-        )
+        if shape.kind == "latent":
+            flops = batch * (context * shape.flops_per_context + shape.flops_per_sequence)
+            size = batch * (context * shape.bytes_per_context + shape.bytes_per_sequence) + shape.weight_bytes
+            points = latent_decode_points(batch, context, same * shape.heads, flops, size)
+        else:
+            points = decode_points(
+                batch, context, same * shape.heads, same * shape.kv_heads, same * shape.head_dim, 0.0 * same, element
+            )
         seconds = fit.seconds(self.calibration.ceilings, points).reshape(len(BATCHES), len(CONTEXTS))
         return monotone(monotone(seconds, 1), 0)
 
@@ -210,14 +239,24 @@ class Calibrated:
         found = self._attention_fit("prefill_attention", shape)
         if table is None and found is not None:
             new, computed = (a.ravel() for a in np.meshgrid(NEW, COMPUTED, indexing="ij"))
-            same = np.ones_like(new)
-            points = prefill_points(
-                same, new, computed, same * shape.heads, same * shape.kv_heads, same * shape.head_dim,
-                same * (shape.window or 0), found[1],
-            )  # fmt: skip
+            points = _prefill_points(shape, new, computed, found[1])
             seconds = found[0].seconds(self.calibration.ceilings, points).reshape(len(NEW), len(COMPUTED))
             table = self._tables[key] = monotone(monotone(seconds, 1), 0)
         return table
+
+
+def _prefill_points(shape: AttentionShape, new: Floats, computed: Floats, element: float) -> Points:
+    same = np.ones_like(new)
+    if shape.kind != "latent":
+        return prefill_points(
+            same, new, computed, same * shape.heads, same * shape.kv_heads, same * shape.head_dim,
+            same * (shape.window or 0), element,
+        )  # fmt: skip
+    physics = [prefill_physics(shape, int(n), int(c)) for n, c in zip(new, computed, strict=True)]
+    flops, size = (np.array(column) for column in zip(*physics, strict=True))
+    size = size - shape.bytes_per_chunk
+    per_pair = same * shape.flops_per_pair / shape.heads
+    return latent_prefill_points(same, new, computed, same * shape.heads, flops, size, per_pair)
 
 
 # The kernels that run each weight format, nearest first.
@@ -250,15 +289,6 @@ def _at(table: Floats, tokens: int) -> float:
     if tokens > TOKENS[-1]:
         return float(table[-1] * tokens / TOKENS[-1])
     return float(np.interp(tokens, TOKENS, table))
-
-
-def _nearest(measured: dict[int, Collective], ranks: int) -> Collective:
-    return measured[min(measured, key=lambda r: abs(math.log(r / ranks)))]
-
-
-def _of_ranks(roofline: Roofline, operator: str, size_bytes: float, ranks: int) -> float:
-    price = roofline.all_reduce if operator == "all_reduce" else roofline.all_gather
-    return price(size_bytes, ranks).seconds
 
 
 def _row(table: Floats, axis: Floats, value: float) -> Floats:

@@ -61,12 +61,12 @@ class Fit:
         """Seconds, never under what the ceilings allow. ``number``: when the product runs in another format."""
         law, number = LAWS[self.operator], number or self.number
         physics = law.seconds(self.constants, ceilings, number, points)
-        fitted = physics * np.exp(correction(self.surfaces, law.coordinates(points)))
+        fitted = physics * np.exp(correction(self.surfaces, law.coordinates(self.constants, points)))
         return np.maximum(fitted, law.limit(ceilings, number, points))
 
     def outside(self, points: Points) -> tuple[str, ...]:
         """Coordinates in which some point lies beyond what was measured."""
-        found = LAWS[self.operator].coordinates(points)
+        found = LAWS[self.operator].coordinates(self.constants, points)
         return tuple(
             name
             for name, (low, high) in self.extent.items()
@@ -230,7 +230,12 @@ def _calibration(row: Mapping[str, Any]) -> Calibration:
         name=row["name"],
         gpu=row["gpu"],
         engine=row["engine"],
-        ceilings=Ceilings(int(ceilings["multiprocessors"]), dict(ceilings["flops"]), float(ceilings["bandwidth"])),
+        ceilings=Ceilings(
+            int(ceilings["multiprocessors"]),
+            dict(ceilings["flops"]),
+            float(ceilings["bandwidth"]),
+            float(ceilings["cache_bytes"]),
+        ),
         provenance=tuple(row["provenance"]),
         fits={(f.operator, f.key): f for f in fits},
         collectives={(c.operator, c.ranks): c for c in collectives},
@@ -276,6 +281,14 @@ MULTIPROCESSORS = {
 }  # fmt: skip
 
 
+# Last-level caches in bytes, from the same sources.
+CACHE_BYTES = {
+    "A100-SXM-40GB": 40e6, "A100-PCIe-40GB": 40e6, "A100-SXM-80GB": 40e6, "A100-PCIe-80GB": 40e6, "A40": 6e6,
+    "A10G": 6e6, "H100-SXM": 50e6, "H100-PCIe": 50e6, "H200-SXM": 50e6, "H20": 60e6, "L4": 48e6, "L40S": 96e6,
+    "RTX-4090": 72e6, "RTX-PRO-6000": 128e6, "B200": 126e6, "B300": 126e6, "GB200": 126e6,
+}  # fmt: skip
+
+
 @cache
 def shipped() -> Mapping[str, Path]:
     """Shipped calibration files by GPU."""
@@ -298,7 +311,8 @@ def find(gpu: Gpu) -> Calibration | None:
 
 def transferred(calibration: Calibration, gpu: Gpu) -> Calibration:
     """The same efficiencies under another GPU's ceilings. Its links are its own: collectives are left out."""
-    ceilings = Ceilings.of(gpu, MULTIPROCESSORS.get(gpu.name, calibration.ceilings.multiprocessors))
+    own = MULTIPROCESSORS.get(gpu.name, calibration.ceilings.multiprocessors)
+    ceilings = Ceilings.of(gpu, own, CACHE_BYTES.get(gpu.name, calibration.ceilings.cache_bytes))
     return replace(
         calibration,
         name=f"{gpu.name} from {calibration.name}",

@@ -20,24 +20,26 @@ Constants = Mapping[str, float]
 
 # Output tiles of one thread block (rows of tokens x columns of the weight) and the ways to cut k among blocks: what
 # cuBLAS and CUTLASS choose from on tensor-core GPUs. Each tile has its own fitted share of the peak.
-TILES = (
-    (64, 64), (64, 128), (128, 64), (128, 128), (64, 256), (128, 192), (128, 256), (256, 128), (192, 128), (256, 256),
-)  # fmt: skip
+TILES = ((64, 64), (64, 128), (128, 128), (64, 256), (128, 256), (256, 128))
 SPLITS = (1, 2, 4, 8)
 QUERY_ROWS = 128  # query rows of one thread block of FlashAttention and its kin
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What no kernel beats. ``flops`` in FLOP/s by number format, ``bandwidth`` in bytes/s."""
+    """What no kernel beats. ``flops`` in FLOP/s by number format, ``bandwidth`` in bytes/s.
+
+    ``cache_bytes``: the last-level cache, in which a benchmark's operands may stay from call to call.
+    """
 
     multiprocessors: int
     flops: Mapping[str, float]
     bandwidth: float
+    cache_bytes: float = 0.0
 
     @staticmethod
-    def of(gpu: Gpu, multiprocessors: int) -> Ceilings:
-        return Ceilings(multiprocessors, dict(gpu.peak_flops), gpu.memory_bandwidth)
+    def of(gpu: Gpu, multiprocessors: int, cache_bytes: float = 0.0) -> Ceilings:
+        return Ceilings(multiprocessors, dict(gpu.peak_flops), gpu.memory_bandwidth, cache_bytes)
 
     def peak(self, number: str) -> float:
         for name in (number, "bf16", "fp16", "fp32"):
@@ -46,7 +48,8 @@ class Ceilings:
         raise KeyError(number)
 
     def to_json(self) -> dict[str, Any]:
-        return {"multiprocessors": self.multiprocessors, "flops": dict(self.flops), "bandwidth": self.bandwidth}
+        return {"multiprocessors": self.multiprocessors, "flops": dict(self.flops), "bandwidth": self.bandwidth,
+                "cache_bytes": self.cache_bytes}  # fmt: skip
 
 
 def share(x: float) -> float:
@@ -57,8 +60,10 @@ def share(x: float) -> float:
 def gemm(p: Constants, c: Ceilings, number: str, m: Floats, n: Floats, k: Floats, size: Floats) -> Floats:
     """A matrix product tile by tile: thread blocks fill the multiprocessors wave after wave, weights stream meanwhile.
 
-    ``size``: bytes moved. A library picks among tiles and cuts of k by a rule of its own, seldom the very best: the
-    expected time is the mean over candidates (in the logarithm), each weighted by ``time^(-1/choice)``.
+    A last wave that fills part of the GPU costs a share of a full one (``last_wave``): fewer blocks run at higher
+    clocks and share caches with nobody. ``size``: bytes moved. A library picks among tiles and cuts of k by a rule of
+    its own, seldom the very best: the expected time is the mean over candidates (in the logarithm), each weighted by
+    ``time^(-1/choice)``.
     """
     rate = c.peak(number) / c.multiprocessors
     stream = size / (c.bandwidth * share(p["memory"]))
@@ -68,7 +73,8 @@ def gemm(p: Constants, c: Ceilings, number: str, m: Floats, n: Floats, k: Floats
         per_k = 2.0 * rows * columns / (rate * share(p[f"tile_{i}"]))
         for cut in SPLITS:
             depth = np.ceil(k / cut / 64.0) * 64.0
-            waves = np.ceil(tiles * cut / c.multiprocessors)
+            whole = tiles * cut / c.multiprocessors
+            waves = np.maximum(1.0, whole + share(p["last_wave"]) * (np.ceil(whole) - whole))
             compute = waves * (per_k * (depth + p["prologue"]) + p["wave_s"])
             time = (compute**4 + stream**4) ** 0.25
             if cut > 1:  # partial sums are written and added up
@@ -81,28 +87,38 @@ def gemm(p: Constants, c: Ceilings, number: str, m: Floats, n: Floats, k: Floats
     return np.asarray(p["launch_s"] + np.exp((weight * stack).sum(axis=0) / weight.sum(axis=0)))
 
 
-def prefill(
-    p: Constants, c: Ceilings, flops: Floats, size: Floats, longest: Floats, flops_per_key_row: Floats
-) -> Floats:
-    """Attention of prompts, launch included.
+def prefill(p: Constants, c: Ceilings, x: Mapping[str, Floats]) -> Floats:
+    """Attention of prompts, launch and the write of new keys and values to the cache included.
 
-    ``longest``: keys that the last query sees; ``flops_per_key_row``: FLOPs of
-    one (query, key, head). A thread block walks through its keys one block of keys after the other, so no call is
-    shorter than the walk of its longest row, however few its queries are.
+    ``longest``: keys that the last query sees; ``flops_per_key_row``: FLOPs of one (query, key, head). A thread block
+    walks through its keys one block of keys after the other, so no call is shorter than the walk of its longest row,
+    however few its queries are. The write takes a thread block per token, whatever its size.
     """
     peak = c.peak("bf16") * share(p["compute"])
-    walk = p["tail"] * QUERY_ROWS * longest * flops_per_key_row / (peak / c.multiprocessors)
-    work = np.maximum(flops / peak, size / (c.bandwidth * share(p["memory"])))
-    return np.asarray(p["launch_s"] + (work**2 + walk**2) ** 0.5)
+    walk = p["tail"] * QUERY_ROWS * x["longest"] * x["flops_per_key_row"] / (peak / c.multiprocessors)
+    work = np.maximum(x["flops"] / peak, x["size"] / (c.bandwidth * share(p["memory"])))
+    write = p["write_s"] * x["tokens"] * x["kv_heads"] ** 0.6
+    return np.asarray(p["launch_s"] + write + (work**2 + walk**2) ** 0.5)
 
 
-def decode(p: Constants, c: Ceilings, flops: Floats, size: Floats, batch: Floats, context: Floats) -> Floats:
-    """Attention of one query per sequence: keys stream past; ``context`` per sequence walks in blocks one after the
-    other where there are too few sequences to fill the GPU.
+def decode_blocks(p: Constants, x: Mapping[str, Floats]) -> Floats:
+    """Thread blocks of a decode batch: one per sequence and KV head where the kernel packs the query heads that share
+    one (``packed`` 1), else one per sequence and query head.
     """
-    del batch
-    work = np.maximum(flops / (c.peak("bf16") * share(p["compute"])), size / (c.bandwidth * share(p["memory"])))
-    return np.asarray(p["launch_s"] + p["walk_s"] * np.log2(1.0 + context / 128.0) + work)
+    return x["blocks"] if p["packed"] else x["blocks"] * x["group"]
+
+
+def decode(p: Constants, c: Ceilings, x: Mapping[str, Floats]) -> Floats:
+    """Attention of one query per sequence: keys stream past.
+
+    Thread blocks beyond one wave start late (``wave_s`` each wave); a block walks through its ``context``, which long
+    ones cut among several blocks.
+    """
+    waves = np.ceil(decode_blocks(p, x) / c.multiprocessors)
+    peak, bandwidth = c.peak("bf16") * share(p["compute"]), c.bandwidth * share(p["memory"])
+    work = np.maximum(x["flops"] / peak, x["size"] / bandwidth)
+    walk = p["walk_s"] * np.log2(1.0 + x["context"] / 128.0)
+    return np.asarray(p["launch_s"] + p["wave_s"] * (waves - 1.0) + walk + work)
 
 
 def expert_loads(rows: Floats, experts: Floats, routing: Floats) -> Floats:
@@ -126,26 +142,28 @@ def expert_loads(rows: Floats, experts: Floats, routing: Floats) -> Floats:
 
 
 def expert_work(rows: Floats, experts: Floats, routing: Floats) -> tuple[Floats, Floats, Floats]:
-    """(experts that get a row, rows padded to the kernel's block per expert, share of the busiest)."""
-    touched, padded, busiest = np.empty_like(rows), np.empty_like(rows), np.empty_like(rows)
+    """(experts that get a row, blocks of rows over all experts, rows that these blocks hold)."""
+    touched, blocks, padded = np.empty_like(rows), np.empty_like(rows), np.empty_like(rows)
     for start in range(0, len(rows), 2048):  # bounds the memory of the table of loads
         part = slice(start, start + 2048)
         loads = expert_loads(rows[part], experts[part], routing[part])
         mean = rows[part] / experts[part]
-        block = np.clip(2.0 ** np.ceil(np.log2(np.maximum(mean, 1.0))), 16.0, 128.0)[:, None]
-        padded[part] = (np.ceil(np.where(loads < 0.5, 0.0, loads) / block) * block).sum(axis=1)
+        height = np.clip(2.0 ** np.ceil(np.log2(np.maximum(mean, 1.0))), 16.0, 128.0)
         touched[part] = np.minimum(loads, 1.0).sum(axis=1)
-        busiest[part] = loads.max(axis=1) / rows[part]
-    return np.maximum(touched, np.minimum(rows, 1.0)), np.maximum(padded, rows), busiest
+        blocks[part] = np.maximum(np.ceil(np.where(loads < 0.5, 0.0, loads) / height[:, None]).sum(axis=1), 1.0)
+        padded[part] = np.maximum(blocks[part] * height, rows[part])
+    return np.maximum(touched, np.minimum(rows, 1.0)), blocks, padded
 
 
 def experts(p: Constants, c: Ceilings, number: str, x: Mapping[str, Floats]) -> Floats:
     """A fused mixture-of-experts layer on one rank: ``rows`` (token, expert) pairs over ``experts`` experts.
 
+    ``all_rows``: pairs over the experts of all ranks; some kernels move a ``foreign`` row's intermediate results too.
     ``weight``: elements of one expert; ``weight_bytes``: its bytes; ``row_bytes``: activation bytes per row;
     ``touched`` and ``padded`` as ``expert_work`` gives them. An expert nobody visits is not read.
     """
     compute = 2.0 * x["padded"] * x["weight"] / (c.peak(number) * share(p["compute"]))
-    stream = (x["touched"] * x["weight_bytes"] + x["rows"] * x["row_bytes"]) / (c.bandwidth * share(p["memory"]))
-    fixed = p["launch_s"] + p["expert_s"] * x["experts"] + p["row_s"] * x["rows"]
+    moved = x["rows"] + share(p["foreign"]) * (x["all_rows"] - x["rows"])
+    stream = (x["touched"] * x["weight_bytes"] + moved * x["row_bytes"]) / (c.bandwidth * share(p["memory"]))
+    fixed = p["launch_s"] + p["expert_s"] * x["experts"] + p["row_s"] * moved
     return np.asarray(fixed + (compute**4 + stream**4) ** 0.25)

@@ -6,7 +6,7 @@ Points are arrays of one length, by name. A fit and a calibration at run time as
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,13 +19,17 @@ Points = Mapping[str, Floats]
 
 @dataclass(frozen=True)
 class Law:
-    """``start``: the constants before any fit. ``limit``: the seconds that no kernel undercuts."""
+    """``start``: the constants before any fit. ``limit``: the seconds that no kernel undercuts.
+
+    ``switches``: constants that are not fitted but chosen, by what follows the measurements better.
+    """
 
     operator: str
     start: Constants
     seconds: Callable[[Constants, Ceilings, str, Points], Floats]
-    coordinates: Callable[[Points], Points]
+    coordinates: Callable[[Constants, Points], Points]
     limit: Callable[[Ceilings, str, Points], Floats]
+    switches: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 def gemm_points(m: Floats, n: Floats, k: Floats, weight_bytes: float, activation_bytes: float = 2.0) -> Points:
@@ -39,6 +43,11 @@ def _gemm(p: Constants, c: Ceilings, number: str, x: Points) -> Floats:
 
 def _gemm_limit(c: Ceilings, number: str, x: Points) -> Floats:
     return np.maximum(2.0 * x["m"] * x["n"] * x["k"] / c.peak(number), x["size"] / c.bandwidth)
+
+
+def _uneven(group: Floats) -> Floats:
+    """1 where the query heads of a KV head are no power of two: kernels that pack them into a tile divide slowly."""
+    return np.where(np.abs(np.log2(group) - np.rint(np.log2(group))) > 1e-6, 1.0, 0.0)
 
 
 def prefill_points(
@@ -58,8 +67,12 @@ def prefill_points(
         "size": size,
         "rows": batch * heads * new,
         "queries": new,
+        "tokens": batch * new,
+        "kv_heads": kv_heads,
         "keys": pairs / new,
         "longest": np.minimum(computed + new, view),
+        "clipped": np.where(computed + new > view, 1.0, 0.0),
+        "uneven": _uneven(heads / kv_heads),
         "flops_per_key_row": per_pair,
         "group": heads / kv_heads,
     }
@@ -72,25 +85,32 @@ def decode_points(
     return {
         "flops": batch * seen * heads * 4.0 * head_dim,
         "size": batch * (seen * 2.0 * kv_heads * head_dim * kv_bytes + 4.0 * heads * head_dim),
-        "batch": batch,
+        "blocks": batch * kv_heads,
         "context": seen,
         "kv_heads": kv_heads,
         "group": heads / kv_heads,
+        "clipped": np.where(seen < context, 1.0, 0.0),
+        "uneven": _uneven(heads / kv_heads),
     }
 
 
-def _logs(*names: str) -> Callable[[Points], Points]:
-    return lambda x: {name: np.log(x[name]) for name in names}
+def _logs(*names: str, plain: tuple[str, ...] = ()) -> Callable[[Constants, Points], Points]:
+    return lambda _, x: {**{name: np.log(x[name]) for name in names}, **{name: x[name] for name in plain}}
 
 
 def _prefill(p: Constants, c: Ceilings, number: str, x: Points) -> Floats:
     del number
-    return kernels.prefill(p, c, x["flops"], x["size"], x["longest"], x["flops_per_key_row"])
+    return kernels.prefill(p, c, x)
 
 
 def _decode(p: Constants, c: Ceilings, number: str, x: Points) -> Floats:
     del number
-    return kernels.decode(p, c, x["flops"], x["size"], x["batch"], x["context"])
+    return kernels.decode(p, c, x)
+
+
+def _decode_coordinates(p: Constants, x: Points) -> Points:
+    found = {name: np.log(x[name]) for name in ("context", "kv_heads", "group")}
+    return {**found, "blocks": np.log(kernels.decode_blocks(p, x)), "uneven": x["uneven"], "clipped": x["clipped"]}
 
 
 def _work_limit(c: Ceilings, number: str, x: Points) -> Floats:
@@ -99,27 +119,33 @@ def _work_limit(c: Ceilings, number: str, x: Points) -> Floats:
 
 
 def expert_points(
-    rows: Floats, experts: Floats, routing: Floats, hidden: Floats, inter: Floats, gated: Floats, weight_bytes: float
-) -> Points:
+    rows: Floats, all_rows: Floats, experts: Floats, routing: Floats, hidden: Floats, inter: Floats, gated: Floats,
+    weight_bytes: float,
+) -> Points:  # fmt: skip
     """``weight_bytes`` per element; ``gated``: three matrices per expert instead of two."""
     weight = hidden * inter * np.where(gated > 0, 3.0, 2.0)
-    touched, padded, busiest = kernels.expert_work(rows, experts, routing)
+    touched, blocks, padded = kernels.expert_work(rows, experts, routing)
     return {
-        "rows": rows, "experts": experts, "routing": routing, "weight": weight, "weight_bytes": weight * weight_bytes,
-        "row_bytes": 2.0 * (2.0 * hidden + 4.0 * inter), "hidden": hidden, "inter": inter,
-        "touched": touched, "padded": padded, "busiest": busiest,
+        "rows": rows, "all_rows": all_rows, "experts": experts, "routing": routing,
+        "weight": weight, "weight_bytes": weight * weight_bytes, "row_bytes": 2.0 * (3.0 * hidden + 4.0 * inter),
+        "hidden": hidden, "inter": inter, "touched": touched, "blocks": blocks, "padded": padded,
     }  # fmt: skip
 
 
-def _expert_coordinates(x: Points) -> Points:
+def _expert_coordinates(p: Constants, x: Points) -> Points:
+    del p
     return {
         "rows": np.log(x["rows"]),
         "experts": np.log(x["experts"]),
         "load": np.log(x["rows"] / x["experts"]),
         "weight": np.log(x["weight"]),
+        "blocks": np.log(x["blocks"]),
+        "tiles": np.log(x["blocks"] * np.ceil(x["inter"] / 32.0)),
         "hidden": np.log(x["hidden"]),
         "inter": np.log(x["inter"]),
         "routing": x["routing"],
+        "spread": np.log(x["all_rows"] / x["rows"]),
+        "uneven": np.where(x["inter"] % 16.0 > 0.0, 1.0, 0.0),  # rows that are no multiple of a vector load
     }
 
 
@@ -130,27 +156,54 @@ def _experts_limit(c: Ceilings, number: str, x: Points) -> Floats:
     return np.maximum(compute, least * x["weight_bytes"] / c.bandwidth)
 
 
+def latent_decode_points(batch: Floats, context: Floats, heads: Floats, flops: Floats, size: Floats) -> Points:
+    """``flops`` and ``size``: of the whole call, absorbed projections included (see ``AttentionShape``)."""
+    return {"batch": batch, "context": context, "heads": heads, "flops": flops, "size": size, "blocks": batch,
+            "group": np.maximum(heads / 64.0, 1.0)}  # fmt: skip
+
+
+def latent_prefill_points(
+    batch: Floats, new: Floats, computed: Floats, heads: Floats, flops: Floats, size: Floats, flops_per_key_row: Floats
+) -> Points:
+    return {
+        "flops": flops, "size": size, "rows": batch * heads * new, "keys": computed + 0.5 * (new + 1.0),
+        "longest": computed + new, "flops_per_key_row": flops_per_key_row, "tokens": batch * new, "kv_heads": heads,
+        "queries": new, "heads": heads, "batch": batch,
+    }  # fmt: skip
+
+
 GEMM = Law(
     "gemm",
     {
         "launch_s": 2.2e-6, "memory": 1.5, "wave_s": 3e-7, "reduce_s": 1e-6, "prologue": 64.0, "cache": 1.0,
-        "choice": 0.1, **{f"tile_{i}": 0.8 for i in range(len(kernels.TILES))},
+        "choice": 0.1, "last_wave": 0.0, **{f"tile_{i}": 0.8 for i in range(len(kernels.TILES))},
     },
     _gemm, _logs("m", "n", "k"), _gemm_limit,
 )  # fmt: skip
 PREFILL = Law(
     "prefill_attention",
-    {"launch_s": 8e-6, "compute": 0.5, "memory": 1.0, "tail": 0.5},
-    _prefill, _logs("rows", "keys", "group", "queries"), _work_limit,
+    {"launch_s": 8e-6, "compute": 0.5, "memory": 1.0, "tail": 0.5, "write_s": 1e-9},
+    _prefill, _logs("rows", "keys", "group", "queries", "tokens", "kv_heads", plain=("clipped", "uneven")), _work_limit,
 )  # fmt: skip
 DECODE = Law(
     "decode_attention",
-    {"launch_s": 8e-6, "compute": 0.5, "memory": 1.5, "walk_s": 5e-7},
-    _decode, _logs("batch", "context", "kv_heads", "group"), _work_limit,
+    {"launch_s": 8e-6, "compute": 0.5, "memory": 1.5, "walk_s": 5e-7, "wave_s": 3e-6},
+    _decode, _decode_coordinates, _work_limit, {"packed": (1.0, 0.0)},
 )  # fmt: skip
 EXPERTS = Law(
     "experts",
-    {"launch_s": 2.5e-5, "compute": 0.0, "memory": 1.0, "expert_s": 1e-8, "row_s": 1e-10},
+    {"launch_s": 2.5e-5, "compute": 0.0, "memory": 1.0, "expert_s": 1e-8, "row_s": 1e-10, "foreign": 0.0},
     kernels.experts, _expert_coordinates, _experts_limit,
 )  # fmt: skip
-LAWS: Mapping[str, Law] = {law.operator: law for law in (GEMM, PREFILL, DECODE, EXPERTS)}
+# What an MLA layer does beside its projections: norms, rotary embedding, absorbed products, attention.
+LATENT_DECODE = Law(
+    "latent_decode",
+    {"launch_s": 3e-5, "compute": 0.5, "memory": 1.0, "walk_s": 1e-6, "wave_s": 1e-6},
+    _decode, _logs("batch", "context", "heads"), _work_limit, {"packed": (0.0,)},
+)  # fmt: skip
+LATENT_PREFILL = Law(
+    "latent_prefill",
+    {"launch_s": 5e-5, "compute": 0.0, "memory": 0.5, "tail": 0.5, "write_s": 1e-9},
+    _prefill, _logs("tokens", "queries", "keys", "heads"), _work_limit,
+)  # fmt: skip
+LAWS: Mapping[str, Law] = {law.operator: law for law in (GEMM, PREFILL, DECODE, EXPERTS, LATENT_DECODE, LATENT_PREFILL)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -265,17 +266,20 @@ class OperatorCost:
         entry = self._by_decodes[num_decodes]
         assert entry.full is not None
         assert entry.windowed is not None
-        base_f, slope_f, end_f = entry.full.segment(context)
-        base_w, slope_w, end_w = entry.windowed.segment(windowed)
-        gpu = entry.base + base_f + base_w + slope_f * context + slope_w * windowed
-        increment = slope_f * num_decodes + slope_w * growing
-        steps = float(FOREVER)
-        if num_decodes:
-            steps = min(steps, (end_f - context) // num_decodes + 1)
-        if growing:
-            steps = min(steps, (end_w - windowed) // growing + 1)
+        knots, slopes = entry.full.knots, entry.full.slope
+        i = bisect_left(knots, context)
+        slope = slopes[i]
+        gpu = entry.base + entry.full.base[i] + slope * context
+        increment = slope * num_decodes
+        steps = (knots[i] - context) // num_decodes + 1 if num_decodes and i < len(knots) else FOREVER
+        if windowed:
+            base_w, slope_w, end_w = entry.windowed.segment(windowed)
+            gpu += base_w + slope_w * windowed
+            increment += slope_w * growing
+            if growing:
+                steps = min(steps, (end_w - windowed) // growing + 1)
         if gpu >= entry.floor:
-            return Line(entry.serial + gpu, increment, max(1, int(steps)))
+            return _line(Line, (entry.serial + gpu, increment, int(steps) if steps > 1 else 1))
         if increment > 0.0:
             steps = min(steps, int((entry.floor - gpu) / increment) + 1)
         return Line(entry.serial + entry.floor, 0.0, max(1, int(steps)))
@@ -293,10 +297,10 @@ class OperatorCost:
         seconds = seconds * self._chunk_times + self._mixed_gpu[tokens] + self._by_sampled[num_sampled]
         if num_decodes:
             full, wind = self._mixed_decode[num_decodes]
-            if full.knots or wind.knots:
-                attention = full.at(context) + wind.at(windowed)
-            else:
-                attention = full.base[0] + full.slope[0] * context + wind.base[0] + wind.slope[0] * windowed
+            i = bisect_left(full.knots, context)
+            attention = full.base[i] + full.slope[i] * context
+            if windowed:
+                attention += wind.at(windowed)
             if self.reread is not None:
                 attention *= self.reread(context)
             seconds += attention

@@ -1,0 +1,70 @@
+"""The calibrations that ship: ``python -m profiler.fit.shipped DATA`` fits them from a folder of published tables.
+
+DATA holds a folder per GPU as aiconfigurator publishes them, ``llmservingsim/`` and ``vidur/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from profiler.fit.calibrate import calibrate
+from profiler.fit.command import ceilings_of, write
+from profiler.tables.columns import Tables
+from profiler.tables.read import read_tables
+from simulator.cost.calibration import SHIPPED
+from simulator.hardware.gpu import gpu as find_gpu
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """``extra``: (table, operators to take from it)."""
+
+    gpu: str
+    folder: str
+    extra: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+ELEMENTWISE = ("elementwise",)
+# LLMServingSim's attention is the only one timed over cached contexts, and with keys that the cache no longer holds.
+SERVED = ("elementwise", "prefill_attention", "decode_attention", "gemm")
+RECIPES = (
+    Recipe("A100-SXM-80GB", "a100_sxm", (("vidur/a100-Meta-Llama-3-8B-mlp.csv.gz", ELEMENTWISE),)),
+    Recipe("H100-SXM", "h100_sxm", (("vidur/h100-Llama-2-7b-hf-mlp.csv.gz", ELEMENTWISE),)),
+    Recipe("H200-SXM", "h200_sxm", (("vidur/h100-Llama-2-7b-hf-mlp.csv.gz", ELEMENTWISE),)),
+    Recipe("B200", "b200_sxm"),
+    Recipe("B300", "b300_sxm"),
+    Recipe("GB200", "gb200"),
+    Recipe("L40S", "l40s"),
+    Recipe("RTX-PRO-6000", "rtx_pro_6000_server", (("llmservingsim/RTXPRO6000-Llama-3.1-8B-tp1", SERVED),)),
+)
+
+
+def tables_of(recipe: Recipe, data: Path) -> Tables:
+    tables = read_tables([data / recipe.folder])
+    for path, operators in recipe.extra:
+        other = read_tables([data / path])
+        tables.merge(Tables({op: other.frames[op] for op in operators if op in other.frames}, other.provenance))
+    return tables
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--gpu", action="append", help="this one alone; repeatable")
+    parser.add_argument("--out", type=Path, default=SHIPPED)
+    given = parser.parse_args(arguments)
+    for recipe in RECIPES:
+        if given.gpu and recipe.gpu not in given.gpu:
+            continue
+        card = find_gpu(recipe.gpu)
+        tables = tables_of(recipe, given.data)
+        found = calibrate(tables, card.name, ceilings_of(card, tables), progress=lambda text: print(f"  {text}"))  # noqa: T201 - a command
+        write(found, given.out / f"{card.name}.json")
+        print(f"{card.name}: {len(found.fits)} fits")  # noqa: T201 - a command
+
+
+if __name__ == "__main__":
+    main()
