@@ -97,7 +97,7 @@ class Calibrated:
 
     def experts(  # noqa: PLR0917 - the shape of the operator
         self, tokens: int, visits: float, num_experts: int, shapes: Sequence[tuple[int, int]], fmt: WeightFormat,
-        activation_bytes: float,
+        activation_bytes: float, all_visits: float | None = None,
     ) -> Price:  # fmt: skip
         """As fitted, for routing as uneven as ``routing`` says."""
         physical = self._roofline.experts(tokens, visits, num_experts, shapes, fmt, activation_bytes)
@@ -105,17 +105,18 @@ class Calibrated:
         if fit is None or len(shapes) != 2:
             return physical
         (wide, hidden), (_, inter) = shapes
+        spread = 1.0 if all_visits is None else max(all_visits / visits, 1.0)
 
         def points(counts: Floats) -> Points:
             same = np.ones_like(counts)
             rows = np.maximum(counts * visits, 1.0)
             return expert_points(
-                rows=rows, all_rows=rows, experts=same * num_experts, routing=same * self._routing,
+                rows=rows, all_rows=rows * spread, experts=same * num_experts, routing=same * self._routing,
                 hidden=same * hidden, inter=same * inter, gated=same * (wide > inter),
                 weight_bytes=fmt.bytes_per_weight(hidden),
             )  # fmt: skip
 
-        table = self._by_tokens(("experts", visits, num_experts, *shapes, fmt.name), fit, number, points)
+        table = self._by_tokens(("experts", visits, num_experts, spread, *shapes, fmt.name), fit, number, points)
         return _priced(physical, _at(table, tokens), fit.constants["launch_s"])
 
     def _by_tokens(self, key: tuple[object, ...], fit: Fit, number: str, points: Callable[[Floats], Points]) -> Floats:

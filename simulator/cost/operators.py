@@ -78,10 +78,12 @@ class Operators(Protocol):
 
     def experts(  # noqa: PLR0917 - the shape of the operator
         self, tokens: int, visits: float, num_experts: int, shapes: Sequence[tuple[int, int]], fmt: WeightFormat,
-        activation_bytes: float,
+        activation_bytes: float, all_visits: float | None = None,
     ) -> Price:  # fmt: skip
         """A grouped GEMM: ``tokens`` rows, each through ``visits`` of ``num_experts`` experts on average (all on this
         rank), every expert being the ``(n, k)`` matrices in ``shapes``. Routing and permutation included.
+
+        all_visits: experts a token visits on all ranks together, whose rows some kernels move too; None: ``visits``.
         """
         ...
 

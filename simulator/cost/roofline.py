@@ -75,7 +75,7 @@ class Roofline:
 
     def experts(  # noqa: PLR0917 - the shape of the operator
         self, tokens: int, visits: float, num_experts: int, shapes: Sequence[tuple[int, int]], fmt: WeightFormat,
-        activation_bytes: float,
+        activation_bytes: float, all_visits: float | None = None,
     ) -> Price:  # fmt: skip
         """Uniform routing touches ``E (1 - (1 - visits/E)^tokens)`` experts on average; each is read once."""
         touched = num_experts * -_expm1_log1p(min(visits / num_experts, 1.0), tokens)

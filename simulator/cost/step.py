@@ -167,7 +167,9 @@ class OperatorCost:
             shapes = [(x.out_features, x.in_features) for x in experts]
             each = tokens, experts[0].per_token, experts[0].copies, shapes
             marlin = fmt.name == "mxfp4_marlin"
-            price = marlin_experts(ops, *each, wide) if marlin else ops.experts(*each, fmt, wide)
+            assert layer.moe is not None
+            top_k = float(layer.moe.top_k)
+            price = marlin_experts(ops, *each, wide) if marlin else ops.experts(*each, fmt, wide, top_k)
             entries.append(Entry("experts", 1, price))
         entries += self._elementwise_entries(layer, tokens)
         if p.tp > 1:
