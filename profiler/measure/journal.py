@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -22,10 +23,15 @@ def point_id(point: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def text_of(path: Path) -> str:
+    """Of a plain file or of a gzipped one (``.gz``)."""
+    raw = path.read_bytes()
+    return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
+
+
 def read(path: Path) -> Iterator[dict[str, Any]]:
     """Every whole line. A last line cut short by an interruption is left out; damage elsewhere raises CampaignError."""
-    text = path.read_text(encoding="utf-8")
-    for number, line in enumerate(text.splitlines(keepends=True), 1):
+    for number, line in enumerate(text_of(path).splitlines(keepends=True), 1):
         try:
             row = json.loads(line)
         except ValueError as error:

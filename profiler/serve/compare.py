@@ -42,14 +42,17 @@ def _compare(run: Run, kernels: Path | Sequence[Path]) -> dict[str, Any]:
     overhead = probe_overhead(bare, run.probe, launches=run.device["type"] == "cuda")
     cost = ServedCost(tables, shape, run.engine, overhead)
     loads, points = [], {}
-    for load in run.loads:
-        measured, predicted = latencies(load), _simulated(run, load, cost)
-        points[load.load] = (measured, predicted)
+    for name in dict.fromkeys(load.load for load in run.loads):
+        rounds = [load for load in run.loads if load.load == name]
+        each, predicted = [latencies(load) for load in rounds], _simulated(run, rounds[0], cost)
+        measured = {m: np.median([one[m] for one in each], axis=0) for m in each[0]}
+        points[name] = (measured, predicted)
         loads.append({
-            "load": load.load, "yardstick_s": load.yardstick_s, "rate": load.rate, "requests": len(load.requests),
-            "steps": _steps(bare, cost, load),
-            **{m: _errors(measured[m], predicted[m]) for m in METRICS},
-            "throughput": _throughput(load, measured["finish_s"], predicted["finish_s"]),
+            "load": name, "rate": rounds[0].rate, "requests": len(rounds[0].requests), "rounds": len(rounds),
+            "yardstick_s": [y for load in rounds for y in load.yardstick_s],
+            "steps": _priced(bare, cost, [s for load in rounds for s in load.steps]),
+            **{m: _errors(measured[m], predicted[m]) | _repeats([one[m] for one in each]) for m in METRICS},
+            "throughput": _throughput(rounds[0], measured["finish_s"], predicted["finish_s"]),
         })  # fmt: skip
     return {
         "yardstick_s": tables.yardstick_s,
@@ -90,15 +93,17 @@ def _errors(measured: Floats, predicted: Floats) -> dict[str, float]:
     }  # fmt: skip
 
 
+def _repeats(rounds: Sequence[Floats]) -> dict[str, float]:
+    """How far the engine's own rounds lie from their median, over requests, and the extremes of their means."""
+    means = [float(np.nanmean(r)) for r in rounds]
+    away = float(np.nanmean([np.abs(r / np.median(rounds, axis=0) - 1) for r in rounds]))
+    return {"round_mean_low": min(means), "round_mean_high": max(means), "repeat_mape": away}
+
+
 def _throughput(load: Load, measured: Floats, predicted: Floats) -> dict[str, float]:
     tokens = sum(r.output_tokens for r in load.requests)
     a, b = tokens / float(measured.max()), tokens / float(predicted.max())
     return {"measured_tokens_per_s": a, "predicted_tokens_per_s": b, "error": b / a - 1}
-
-
-def _steps(bare: ServedCost, cost: ServedCost, load: Load) -> dict[str, float]:
-    """The engine's own steps priced one by one: scheduling differences play no part."""
-    return _priced(bare, cost, load.steps)
 
 
 def _priced(bare: ServedCost, cost: ServedCost, steps: Sequence[record.Step]) -> dict[str, float]:
@@ -119,11 +124,13 @@ def _probe(bare: ServedCost, cost: ServedCost, run: Run) -> dict[str, float]:
 def markdown(found: Sequence[Mapping[str, Any]]) -> str:
     """One table for all runs, one line per engine with what its steps cost beside their kernels.
 
-    ``machine``: how much longer a fixed product took around the load than it did while the kernels were measured.
+    Measured values are medians over rounds, per request. ``rounds``: the span of the rounds' mean E2E about the
+    measured one: how well the engine repeats itself. ``machine``: how much longer a fixed product took around the load
+    than it did while the kernels were measured.
     """
     lines = [
-        "| model | engine | load (req/s) | TTFT mean measured → predicted | TPOT | E2E | P99 E2E | tokens/s | median step error | machine |",  # noqa: E501
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| model | engine | load (req/s) | TTFT mean measured → predicted | TPOT | E2E | P99 E2E | tokens/s | median step error | rounds | machine |",  # noqa: E501
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in found:
         for load in one["loads"]:
@@ -132,11 +139,13 @@ def markdown(found: Sequence[Mapping[str, Any]]) -> str:
                 f"({load[m]['mean_error']:+.1%})"
                 for m in METRICS
             ]
-            t = load["throughput"]
+            t, e2e = load["throughput"], load["e2e_s"]
             rate = f"{t['measured_tokens_per_s']:.1f} → {t['predicted_tokens_per_s']:.1f} ({t['error']:+.1%})"
             lines.append(
                 f"| {one['model']} | {one['engine']} | {load['load']} ({load['rate']:g}) | {' | '.join(cells)} "
                 f"| {load['e2e_s']['p99_error']:+.1%} | {rate} | {load['steps']['median_ape']:.1%} "
+                f"| {e2e['round_mean_low'] / e2e['measured_mean'] - 1:+.0%} to "
+                f"{e2e['round_mean_high'] / e2e['measured_mean'] - 1:+.0%} "
                 f"| {np.mean(load['yardstick_s']) / one['yardstick_s'] - 1:+.0%} |"
             )
     lines.append("")

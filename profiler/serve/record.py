@@ -3,7 +3,7 @@
     {"schema": 1, "date", "device", "versions", "engine": {"name", "settings", ...}, "model": config.json with "name",
      "dtype", "seed", "clock" (wall, or cpu: CPU seconds of the process),
      "probe": [step, ...],
-     "loads": [{"load": "low", "rate": 1.0, "yardstick_s": [before, after],
+     "loads": [{"load": "low", "rate": 1.0, "round": 0, "yardstick_s": [before, after],
                 "requests": [{"arrival_s", "prompt_tokens", "output_tokens", "first_token_s", "last_token_s"}, ...],
                 "steps": [{"start_s", "end_s", "num_decodes", "context_sum", "chunks": [[new, computed], ...]}, ...]}]}
 
@@ -18,6 +18,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from profiler.measure.journal import text_of
 
 SCHEMA = 1
 
@@ -56,6 +58,7 @@ class Load:
     requests: list[Served]
     steps: list[Step]
     yardstick_s: list[float] = field(default_factory=list)
+    round: int = 0  # the same requests again, later
 
 
 @dataclass(slots=True)
@@ -81,15 +84,20 @@ def write(run: Run, path: Path) -> None:
 
 
 def read(path: Path) -> Run:
-    """Raises ValueError on what is no such file."""
-    data = json.loads(path.read_text(encoding="utf-8"))
+    """Plain or gzipped. Raises ValueError on what is no such file."""
+    data = json.loads(text_of(path))
     if not isinstance(data, dict) or data.get("schema") != SCHEMA or "loads" not in data:
         raise ValueError(f"{path} holds no served requests (schema {SCHEMA} expected)")
     data.pop("schema")
     data["probe"] = [_step(s) for s in data["probe"]]
     data["loads"] = [
         Load(
-            x["load"], x["rate"], [Served(**r) for r in x["requests"]], [_step(s) for s in x["steps"]], x["yardstick_s"]
+            x["load"],
+            x["rate"],
+            [Served(**r) for r in x["requests"]],
+            [_step(s) for s in x["steps"]],
+            x["yardstick_s"],
+            x["round"],
         )
         for x in data["loads"]
     ]

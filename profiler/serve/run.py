@@ -58,16 +58,16 @@ def _run(e: Experiment, device: Device, shape: DecoderShape, name: str, say: Say
     engine = _engine(e, device, shape, name)
     engine.serve(closed_batch(2, min(e.probe_prompt, 32), 4, shape.vocab))  # warm-up
     probe: list[record.Step] = []
-    for number in e.probe_batches:
-        probe += engine.serve(closed_batch(number, e.probe_prompt, e.probe_output, shape.vocab))[1]
-    say(f"{shape.name}, {name}: {len(probe)} steps probed")
-    loads = []
-    for load, rate in e.rates[shape.name].items():
-        start, before = time.perf_counter(), device.yardstick()
-        served, steps = engine.serve(requests(e, rate, load, shape.vocab))
-        seconds = time.perf_counter() - start
-        say(f"{shape.name}, {name}, {load}: {len(served)} requests at {rate:g}/s in {seconds:.0f} s")
-        loads.append(record.Load(load, rate, served, steps, [before, device.yardstick()]))
+    loads: list[record.Load] = []
+    for turn in range(e.rounds):
+        for batch in e.probe_batches:
+            probe += engine.serve(closed_batch(batch, e.probe_prompt, e.probe_output, shape.vocab))[1]
+        for load, rate in e.rates[shape.name].items():
+            start, before = time.perf_counter(), device.yardstick()
+            served, steps = engine.serve(requests(e, rate, load, shape.vocab))
+            loads.append(record.Load(load, rate, served, steps, [before, device.yardstick()], turn))
+            seconds = time.perf_counter() - start
+            say(f"{shape.name}, {name}, round {turn + 1}, {load}: {len(served)} requests in {seconds:.0f} s")
     settings = {f: getattr(e.settings, f) for f in e.settings.__slots__}
     return record.Run(
         device=device.describe() | {"state": device.meter.state()}, versions=device.versions(),

@@ -46,6 +46,7 @@ class Experiment:
     models: tuple[DecoderShape, ...]
     settings: EngineSettings
     requests: int
+    rounds: int  # the loads are served so often, in turn; the median of each request counts
     rates: Mapping[str, Mapping[str, float]]  # model -> load -> requests/s
     prompt: Lengths
     output: Lengths
@@ -76,7 +77,8 @@ SETTINGS: Mapping[str, tuple[Check, Any]] = {
     "num_blocks": (whole(), 1024),
 }  # fmt: skip
 WORKLOAD: Mapping[str, tuple[Check, Any]] = {
-    "requests": (whole(2), 100), "rates": (_mapping, {"low": 1.0}), "prompt": (_mapping, {}), "output": (_mapping, {}),
+    "requests": (whole(2), 100), "rounds": (whole(), 1),
+    "rates": (_mapping, {"low": 1.0}), "prompt": (_mapping, {}), "output": (_mapping, {}),
 }  # fmt: skip
 LENGTHS: Mapping[str, tuple[Check, Any]] = {
     "median": (positive, 200), "sigma": (positive, 0.7), "low": (whole(), 4), "high": (whole(), 2048),
@@ -102,7 +104,7 @@ def load(path: Path) -> Experiment:
     experiment = Experiment(
         name=top["name"], device=top["device"], dtype=top["dtype"], threads=top["threads"], clock=top["clock"],
         seed=top["seed"], engines=tuple(top["engines"]), models=models, settings=EngineSettings(**settings),
-        requests=workload["requests"],
+        requests=workload["requests"], rounds=workload["rounds"],
         rates=_rates(workload["rates"], models, where), prompt=lengths["prompt"], output=lengths["output"],
         probe_batches=tuple(probe["batches"]), probe_prompt=probe["prompt"], probe_output=probe["output"],
     )  # fmt: skip

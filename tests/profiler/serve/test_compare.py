@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -132,6 +133,22 @@ def test_a_run_made_by_the_simulator_is_predicted_exactly(tmp_path: Path):
     assert (tmp_path / "out" / "comparison.png").stat().st_size > 10_000
 
 
+def test_the_median_of_rounds_counts_and_their_spread_is_said(tmp_path: Path):
+    """One of three rounds ran on a machine that something held up for a second: it must not count."""
+    kernels = kernels_file(tmp_path)
+    run = served_run(kernels)
+    first = run.loads[0]
+    late = [replace(r, first_token_s=r.first_token_s + 1, last_token_s=r.last_token_s + 1) for r in first.requests]
+    run.loads += [replace(first, round=1, requests=late), replace(first, round=2)]
+    record.write(run, tmp_path / "served.json")
+    compare([tmp_path / "served.json"], kernels, tmp_path / "out")
+    (found,) = json.loads((tmp_path / "out" / "comparison.json").read_text())[0]["loads"]
+    assert found["rounds"] == 3
+    assert abs(found["e2e_s"]["mean_error"]) < 2e-3
+    assert found["e2e_s"]["round_mean_low"] == pytest.approx(found["e2e_s"]["measured_mean"])
+    assert found["e2e_s"]["round_mean_high"] == pytest.approx(found["e2e_s"]["measured_mean"] + 1, rel=1e-3)
+
+
 def test_kernels_that_are_too_fast_show_as_an_error(tmp_path: Path):
     """The probe's overhead absorbs what is per step and per sequence; attention over long contexts it cannot."""
     honest, fast = kernels_file(tmp_path), kernels_file(tmp_path, times=0.5)
@@ -177,6 +194,8 @@ def test_a_served_run_is_read_as_it_was_written(tmp_path: Path):
     assert again.engine == run.engine
     assert again.probe[0].chunks == [(10, 0)]
     assert [r.prompt_tokens for r in again.loads[0].requests] == [r.prompt_tokens for r in run.loads[0].requests]
+    (tmp_path / "served.json.gz").write_bytes(gzip.compress((tmp_path / "served.json").read_bytes()))
+    assert record.read(tmp_path / "served.json.gz") == again
     (tmp_path / "not.json").write_text('{"schema": 7}', encoding="utf-8")
     with pytest.raises(ValueError, match="no served requests"):
         record.read(tmp_path / "not.json")
