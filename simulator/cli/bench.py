@@ -42,6 +42,7 @@ def bench(
                 "requests/CPU-s": f"{result.requests_per_cpu_s:,.0f}",
                 "steps/CPU-s": f"{result.steps_per_cpu_s:,.0f}",
                 "CPU s": f"{result.cpu_s:.3f}",
+                "first run": f"{result.first_cpu_s:.3f}",
                 "peak MB": f"{result.peak_rss_mb:.0f}",
                 "SimPy timeouts/CPU-s": f"{result.simpy_timeouts_per_cpu_s:,.0f}",
             }
