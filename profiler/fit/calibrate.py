@@ -52,9 +52,9 @@ def calibrate(
     if not fits and not collectives and stream is None:
         raise CalibrationError("the tables hold no operator that can be fitted", where="tables")
     engines = sorted({p["engine"] for p in tables.provenance if p.get("engine")})
-    engine = "; ".join(e for e in engines if "VLLM" in e.upper()) or "; ".join(engines)
+    engine = ", ".join(e for e in engines if e.startswith("vLLM")) or ", ".join(engines)
     return Calibration(
-        name=name or f"{gpu} {engine}".strip(),
+        name=name or f"{gpu}, {engine}".strip(", "),
         gpu=gpu,
         engine=engine,
         ceilings=ceilings,

@@ -24,6 +24,7 @@ DTYPES = {
     "bfloat16": "bf16", "float16": "fp16", "half": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "int4_wo": "int4",
     "w4a16_mxfp4": "mxfp4", "nvfp4": "nvfp4", "w4a8_mxfp4_mxfp8": "mxfp4_fp8", "int8": "int8",
 }  # fmt: skip
+FRAMEWORKS = {"VLLM": "vLLM", "TRTLLM": "NCCL by TensorRT-LLM"}
 ROUTING = {"balanced": 0.0, "power_law_1.01": 1.01, "power_law_1.2": 1.2}
 
 
@@ -60,9 +61,11 @@ def _moe(d: pd.DataFrame) -> tuple[str, pd.DataFrame]:
 
 def _gated(d: pd.DataFrame) -> pd.Series[bool]:
     """The table does not say which models have two matrices per expert instead of three. The Nemotron-H shapes do: with
-    three, their weights would stream at 1.3-1.4 x the GPU's bandwidth.
+    three, their weights would stream at 1.3-1.4 x the GPU's bandwidth. Tables of vLLM 0.14 timed three for them too:
+    with two they would be slower than every other shape.
     """
-    return ~((d["topk"] == 22) | ((d["hidden_size"] == 2688) & (d["topk"] == 6)))
+    nemotron = (d["topk"] == 22) | ((d["hidden_size"] == 2688) & (d["topk"] == 6))
+    return ~(nemotron & (d["version"] != "0.14.0"))
 
 
 def _mla_context(d: pd.DataFrame) -> tuple[str, pd.DataFrame]:
@@ -121,7 +124,7 @@ def read(path: Path) -> Tables:
         tables.provenance.append(
             {
                 "source": "NVIDIA aiconfigurator 095f58a", "licence": "Apache-2.0", "table": name,
-                "device": str(stamp["device"]), "engine": f"{stamp['framework']} {stamp['version']}",
+                "device": str(stamp["device"]), "engine": f"{FRAMEWORKS.get(stamp['framework'], stamp['framework'])} {stamp['version']}",
             }
         )  # fmt: skip
     except KeyError as error:

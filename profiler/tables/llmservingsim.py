@@ -46,7 +46,7 @@ def read(path: Path) -> Tables:
     except (pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
         raise CalibrationError(f"not a readable CSV file: {error}", where=str(path)) from error
     tables.provenance.append(
-        {"source": SOURCE, "licence": "MIT", "table": name, "device": found["gpu"], "engine": "vLLM (LLMServingSim)"}
+        {"source": SOURCE, "licence": "MIT", "table": name, "device": found["gpu"], "engine": ""}
     )
     return tables
 
