@@ -13,7 +13,7 @@ PROFILE_BIN := .venv-profile/bin
 PROFILE_STAMP := .venv-profile/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-profiler lint bench docs clean validation
+.PHONY: help run test test-profiler lint bench docs clean validation calibrations
 
 help:
 	@sed -n '2,5s/^# \{0,1\}//p' Makefile
@@ -60,6 +60,11 @@ bench: $(RUN_STAMP)
 
 validation: $(RUN_STAMP)
 	$(BIN)/python -m profiler.validate.document $(or $(DATA),../shared/data)
+
+# Fits the shipped calibrations again from published kernel tables: make calibrations DATA=../shared/data/kernels
+calibrations: $(RUN_STAMP)
+	$(BIN)/python -m profiler.fit.shipped $(or $(DATA),../shared/data/kernels)
+	$(BIN)/python docs/generate.py
 
 docs: $(RUN_STAMP)
 	$(BIN)/python docs/generate.py

@@ -1,6 +1,7 @@
 """Writes the generated parts of the docs: ``python docs/generate.py`` (``--check``: fail when they are out of date).
 
-docs/cli.md and docs/scenario.schema.json are whole; in docs/scenarios.md only what is between the markers.
+docs/cli.md and docs/scenario.schema.json are whole; in docs/scenarios.md and docs/calibration.md only what is
+between the markers.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import Any
 import typer.main
 
 from simulator.cli.main import app
+from simulator.cost.calibration import HeldOut, calibration_rows, load, shipped
 from simulator.scenario.validate import json_schema
 
 DOCS = Path(__file__).resolve().parent
 BEGIN, END = "<!-- fields: begin (generated) -->", "<!-- fields: end -->"
+ERRORS_BEGIN, ERRORS_END = "<!-- errors: begin (generated) -->", "<!-- errors: end -->"
 
 
 def cli_reference() -> str:
@@ -150,19 +153,43 @@ def _bounds(node: dict[str, Any]) -> str:
     return f" {', '.join(shown)}" if shown else ""
 
 
-def with_fields(page: str) -> str:
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{field_tables()}\n{END}{after}"
+def error_tables() -> str:
+    """Held-out errors of the shipped calibrations: pooled by operator, then every fit."""
+    rows = [{k: v for k, v in row.items() if k != "stands in for"} for row in calibration_rows()]
+    parts = _table(rows)
+    fits = [load(path).errors() for path in shipped().values()]
+    labels = list(dict.fromkeys(label for errors in fits for label in errors))
+    detail = [
+        {"percent": label} | dict(zip(shipped(), (_percent(errors.get(label)) for errors in fits), strict=True))
+        for label in labels
+    ]
+    return "\n".join([*parts, "", "Every fit, mean (median):", "", *_table(detail)])
+
+
+def _percent(error: HeldOut | None) -> str | None:
+    return None if error is None else f"{100 * error.mean:.1f} ({100 * error.median:.1f})"
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    columns = list(rows[0])
+    cells = [["" if row[c] is None else str(row[c]) for c in columns] for row in rows]
+    return [f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *cells)]
+
+
+def between(page: str, begin: str, end: str, text: str) -> str:
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n\n{text}\n{end}{after}"
 
 
 def generated() -> dict[Path, str]:
     """Path -> text of every generated page."""
-    scenarios = DOCS / "scenarios.md"
+    scenarios, calibration = DOCS / "scenarios.md", DOCS / "calibration.md"
     return {
         DOCS / "cli.md": cli_reference(),
         DOCS / "scenario.schema.json": schema_text(),
-        scenarios: with_fields(scenarios.read_text(encoding="utf-8")),
+        scenarios: between(scenarios.read_text(encoding="utf-8"), BEGIN, END, field_tables()),
+        calibration: between(calibration.read_text(encoding="utf-8"), ERRORS_BEGIN, ERRORS_END, error_tables() + "\n"),
     }
 
 

@@ -121,10 +121,11 @@ def read(path: Path) -> Tables:
             operator, rows = READERS[name](raw)
             _add(tables, operator, rows, path)
         stamp = raw.iloc[0]
+        framework = FRAMEWORKS.get(str(stamp["framework"]), str(stamp["framework"]))
         tables.provenance.append(
             {
                 "source": "NVIDIA aiconfigurator 095f58a", "licence": "Apache-2.0", "table": name,
-                "device": str(stamp["device"]), "engine": f"{FRAMEWORKS.get(stamp['framework'], stamp['framework'])} {stamp['version']}",
+                "device": str(stamp["device"]), "engine": f"{framework} {stamp['version']}",
             }
         )  # fmt: skip
     except KeyError as error:
