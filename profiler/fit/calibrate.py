@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import nnls
 
 from profiler.fit.crossval import Fitted, fit
 from profiler.fit.operators import DEEPSEEK, DEEPSEEK_HIDDEN, RECIPES, Recipe
 from profiler.tables.columns import Tables
 from simulator.core.errors import CalibrationError
 from simulator.cost.calibration import Calibration, Collective, Fit, HeldOut, Stream
+from simulator.cost.correction import Floats
 from simulator.cost.kernels import Ceilings
 from simulator.cost.laws import gemm_points
 
@@ -148,34 +150,39 @@ def network(
 
 
 def elementwise(frame: pd.DataFrame | None, ceilings: Ceilings) -> Stream | None:
-    """Launch and streaming share of norms, activations and the like: a straight line per kernel, in relative error.
-
-    Held out: one kind of kernel at a time.
-    """
+    """Launch and streaming rates of norms, activations and the like, in relative error; one kind held out at a time."""
     if frame is None or len(frame) < 10:
         return None
+    reach = 0.5 * ceilings.cache_bytes
     names = sorted(frame["name"].unique())
+    seconds = frame["seconds"].to_numpy(float)
     predicted = np.full(len(frame), np.nan)
     for name in names if len(names) > 1 else []:
         test = (frame["name"] == name).to_numpy()
-        launch, share = _line(frame.loc[~test], ceilings)
-        rows = frame.loc[test]
-        predicted[test] = rows["kernels"] * launch + rows["bytes"] / (ceilings.bandwidth * share)
-    launch, share = _line(frame, ceilings)
-    e = np.abs(predicted / frame["seconds"].to_numpy(float) - 1.0)
+        predicted[test] = _terms(frame.loc[test], reach, ceilings) @ _rates(frame.loc[~test], reach, ceilings)
+    launch, cached, streamed = _rates(frame, reach, ceilings)
+    e = np.abs(predicted / seconds - 1.0)
     e = e[np.isfinite(e)]
     held_out = HeldOut.of(e, len(names), len(names)) if len(e) else None
-    return Stream(float(f"{launch:.4g}"), float(f"{share:.4g}"), held_out, str(frame["source"].iloc[0]))
+    share, near = float(f"{1.0 / streamed:.4g}"), float(f"{1.0 / cached:.4g}")
+    return Stream(float(f"{launch:.4g}"), share, near, reach, held_out, str(frame["source"].iloc[0]))
 
 
-def _line(frame: pd.DataFrame, ceilings: Ceilings) -> tuple[float, float]:
-    """(seconds per launch, share of bandwidth) by iteratively reweighted relative least squares."""
+def _terms(frame: pd.DataFrame, reach: float, ceilings: Ceilings) -> Floats:
+    """What a rate multiplies: launches, and seconds at full bandwidth of the bytes within the cache and beyond."""
+    kernels, size = frame["kernels"].to_numpy(float), frame["bytes"].to_numpy(float)
+    near = np.minimum(size, reach * kernels)
+    return np.stack([kernels, near / ceilings.bandwidth, (size - near) / ceilings.bandwidth], axis=1)
+
+
+def _rates(frame: pd.DataFrame, reach: float, ceilings: Ceilings) -> Floats:
+    """(seconds per launch, slowness in the cache, slowness beyond), by reweighted relative least squares."""
     seconds = frame["seconds"].to_numpy(float)
-    design = np.stack([frame["kernels"].to_numpy(float), frame["bytes"].to_numpy(float) / ceilings.bandwidth], axis=1)
-    scale = 1.0 / seconds
-    found = np.array([1e-6, 1.5])
+    terms, unit = _terms(frame, reach, ceilings), np.array([1e-6, 1.0, 1.0])
+    scale, found = 1.0 / seconds, unit
     for _ in range(20):
-        found = np.linalg.lstsq(design * scale[:, None], seconds * scale, rcond=None)[0]
-        miss = np.abs(design @ found / seconds - 1.0)
-        scale = 1.0 / seconds / np.sqrt(np.maximum(miss, 0.02))
-    return max(float(found[0]), 1e-8), float(np.clip(1.0 / max(float(found[1]), 1e-3), 0.05, 1.0))
+        found = nnls(terms * scale[:, None] * unit, seconds * scale)[0] * unit
+        scale = 1.0 / seconds / np.sqrt(np.maximum(np.abs(terms @ found / seconds - 1.0), 0.02))
+    launch, cached, streamed = np.maximum(found, [1e-8, 0.1, 0.1])
+    streamed = max(streamed, 1.0) if terms[:, 2].any() else max(cached, 1.0)
+    return np.array([launch, min(cached, streamed) if terms[:, 1].any() else streamed, streamed])

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from profiler.fit.calibrate import calibrate
+from profiler.fit.calibrate import calibrate, elementwise
 from profiler.fit.command import ceilings_of, write
 from profiler.tables.columns import Tables
 from profiler.tables.read import read_tables
@@ -20,11 +20,12 @@ from simulator.hardware.gpu import gpu as find_gpu
 
 @dataclass(frozen=True)
 class Recipe:
-    """``extra``: (table, operators to take from it)."""
+    """``extra``: (table, operators to take from it). ``stream_of``: the GPU its elementwise kernels were timed on."""
 
     gpu: str
     folder: str
     extra: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    stream_of: str | None = None
 
 
 ELEMENTWISE = ("elementwise",)
@@ -33,7 +34,7 @@ SERVED = ("elementwise", "prefill_attention", "decode_attention", "gemm")
 RECIPES = (
     Recipe("A100-SXM-80GB", "a100_sxm", (("vidur/a100-Meta-Llama-3-8B-mlp.csv.gz", ELEMENTWISE),)),
     Recipe("H100-SXM", "h100_sxm", (("vidur/h100-Llama-2-7b-hf-mlp.csv.gz", ELEMENTWISE),)),
-    Recipe("H200-SXM", "h200_sxm", (("vidur/h100-Llama-2-7b-hf-mlp.csv.gz", ELEMENTWISE),)),
+    Recipe("H200-SXM", "h200_sxm", (("vidur/h100-Llama-2-7b-hf-mlp.csv.gz", ELEMENTWISE),), "H100-SXM"),
     Recipe("B200", "b200_sxm"),
     Recipe("B300", "b300_sxm"),
     Recipe("GB200", "gb200"),
@@ -62,6 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         card = find_gpu(recipe.gpu)
         tables = tables_of(recipe, given.data)
         found = calibrate(tables, card.name, ceilings_of(card, tables), progress=lambda text: print(f"  {text}"))  # noqa: T201 - a command
+        if recipe.stream_of:
+            lender = find_gpu(recipe.stream_of)
+            stream = elementwise(tables.frames["elementwise"], ceilings_of(lender, Tables()))
+            found = replace(found, stream=stream)
         write(found, given.out / f"{card.name}.json")
         print(f"{card.name}: {len(found.fits)} fits")  # noqa: T201 - a command
 

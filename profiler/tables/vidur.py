@@ -1,7 +1,8 @@
 """Profiles of Vidur (MIT): CSV, one row per token count and tensor-parallel size, medians in milliseconds.
 
 The file names neither GPU nor version. Its matrix products become GEMM rows, its norms, rotary embedding and activation
-elementwise rows. Vidur times kernels with PyTorch's profiler, so launch gaps are not in them.
+elementwise rows; its separate residual additions, which engines fuse into the norm, are left out. Vidur times kernels
+with PyTorch's profiler, so launch gaps are not in them.
 """
 
 from __future__ import annotations
@@ -55,7 +56,6 @@ def read(path: Path) -> Tables:
         ("post_attention_layernorm", 2 * hidden),
         ("attn_rope", 2 * (heads + kv) * head),
         ("mlp_act", (1 + wide) * inner),
-        ("add", 3 * hidden),
     ):
         rows = _timed(raw, name)
         if rows is not None:

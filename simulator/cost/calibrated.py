@@ -142,8 +142,8 @@ class Calibrated:
         stream = self.calibration.stream
         if stream is None:
             return self._roofline.elementwise(size_bytes, kernels)
-        launch, work = stream.launch_s * kernels, size_bytes / (self.calibration.ceilings.bandwidth * stream.share)
-        return Price(launch + work, 0.0, size_bytes, "latency" if launch > work else "memory")
+        seconds = stream.seconds(size_bytes, kernels, self.calibration.ceilings.bandwidth)
+        return Price(seconds, 0.0, size_bytes, "latency" if 2.0 * stream.launch_s * kernels > seconds else "memory")
 
     def all_reduce(self, size_bytes: float, size: int) -> Price:
         return self._collective("all_reduce", size_bytes, size, self._roofline.all_reduce(size_bytes, size))

@@ -92,12 +92,23 @@ class Collective:
 
 @dataclass(frozen=True)
 class Stream:
-    """Elementwise kernels: ``launch_s`` each, and ``share`` of the memory's bandwidth."""
+    """Elementwise kernels: ``launch_s`` each, and ``share`` of the memory's bandwidth.
+
+    What the kernel before has just written still lies in the cache: the first ``reach_bytes`` of a kernel move at
+    ``cached`` times the bandwidth, which may be more than once.
+    """
 
     launch_s: float
     share: float
+    cached: float
+    reach_bytes: float
     held_out: HeldOut | None
     source: str
+
+    def seconds(self, size_bytes: float, kernels: int, bandwidth: float) -> float:
+        """``size_bytes`` moved by all ``kernels`` together."""
+        near = min(size_bytes, kernels * self.reach_bytes)
+        return self.launch_s * kernels + (near / self.cached + (size_bytes - near) / self.share) / bandwidth
 
 
 @dataclass(frozen=True)
@@ -158,8 +169,10 @@ def to_json(calibration: Calibration) -> dict[str, Any]:
         "ceilings": calibration.ceilings.to_json(),
         "elementwise": None
         if stream is None
-        else {"launch_s": stream.launch_s, "share": stream.share, "held_out": _error_json(stream.held_out),
-              "source": stream.source},
+        else {
+            "launch_s": stream.launch_s, "share": stream.share, "cached": stream.cached,
+            "reach_bytes": stream.reach_bytes, "held_out": _error_json(stream.held_out), "source": stream.source,
+        },
         "collective_errors": {k: _error_json(e) for k, e in calibration.collective_errors.items()},
         "collectives": [
             {"operator": c.operator, "ranks": c.ranks, "sizes": [int(s) for s in c.sizes], "seconds": list(c.seconds)}
@@ -242,7 +255,14 @@ def _calibration(row: Mapping[str, Any]) -> Calibration:
         collective_errors={k: e for k, e in found.items() if e is not None},
         stream=None
         if stream is None
-        else Stream(float(stream["launch_s"]), float(stream["share"]), _error(stream["held_out"]), stream["source"]),
+        else Stream(
+            float(stream["launch_s"]),
+            float(stream["share"]),
+            float(stream["cached"]),
+            float(stream["reach_bytes"]),
+            _error(stream["held_out"]),
+            stream["source"],
+        ),
     )
 
 
