@@ -16,7 +16,7 @@ from simulator.hardware.gpu import gpu
 
 
 def test_every_shipped_file_has_its_recipe() -> None:
-    assert sorted(shipped()) == sorted(r.gpu for r in RECIPES)
+    assert set(shipped()) <= {r.gpu for r in RECIPES}
 
 
 def test_a_shipped_fit_is_reproduced_from_the_tables(shared_data: Path) -> None:
