@@ -20,7 +20,7 @@ from profiler.validate import training
 from profiler.validate.reading import MeasurementError, Table, read_table
 from profiler.validate.residuals import Comparison, Metric, Residual, mape, metrics_of
 from profiler.validate.served import Options, Server, client_latencies, named, serve, uniform_lengths
-from simulator.core.errors import UserError
+from simulator.core.errors import CalibrationError, UserError
 from simulator.cost.defaults import overhead_of_version
 from simulator.model.architecture import Model
 from traces.trace import Trace
@@ -42,7 +42,7 @@ def compare(path: Path, options: Options) -> Comparison:
         try:
             server = server_of(table, row)
             found = _residuals(table, row, server, low, prompts, options)
-        except MeasurementError:
+        except (MeasurementError, CalibrationError):
             raise
         except UserError as error:
             skipped.append(f"row {row} skipped: {error.message}")

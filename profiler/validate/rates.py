@@ -15,7 +15,7 @@ from profiler.validate import training
 from profiler.validate.reading import MeasurementError, Table, read_table
 from profiler.validate.residuals import Comparison, Metric, Residual, mape, metrics_of
 from profiler.validate.served import Options, Server, client_latencies, serve
-from simulator.core.errors import UserError
+from simulator.core.errors import CalibrationError, UserError
 from simulator.cost.defaults import overhead_of_version
 from traces.prefix import from_rows
 from traces.trace import Trace
@@ -45,7 +45,7 @@ def compare(path: Path, options: Options) -> Comparison:
         apart = not (given.get("usable") or "yes").lower().startswith("yes")
         try:
             residuals += _row(table, row, "apart" if apart else "", options)
-        except MeasurementError:
+        except (MeasurementError, CalibrationError):
             raise
         except UserError as error:
             notes.append(f"row {row} skipped: {error.message}")
