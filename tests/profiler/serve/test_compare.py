@@ -239,3 +239,15 @@ def test_a_mistake_in_an_experiment_is_located(tmp_path: Path, change: tuple[str
     with pytest.raises(CampaignError) as caught:
         load(path)
     assert words in str(caught.value)
+
+
+def test_the_committed_measurements_still_compare_as_documented(tmp_path: Path):
+    """Real engines on a real CPU: scheduler, spans and tables together must keep predicting them (docs/measured-cpu.md)."""
+    folder = ROOT / "docs" / "measured" / "cpu"
+    kernels = sorted(folder.glob("measurements-*.jsonl.gz"))
+    table = compare(sorted(folder.glob("served-*.json.gz")), kernels, tmp_path)
+    assert table.splitlines()[2] in (ROOT / "docs" / "measured-cpu.md").read_text(encoding="utf-8")
+    for one in json.loads((tmp_path / "comparison.json").read_text()):
+        for found in one["loads"]:
+            assert abs(found["e2e_s"]["mean_error"]) < 0.10, (one["engine"], found["load"])
+            assert abs(found["throughput"]["error"]) < 0.04, (one["engine"], found["load"])
