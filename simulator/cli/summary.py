@@ -25,7 +25,7 @@ VERDICT_STYLE = {"stable": "bold green", "backlogged": "bold yellow", "overloade
 
 
 def print_summary(result: Result) -> None:
-    """What was simulated, the verdict, throughput and latencies, SLOs."""
+    """What was simulated, the verdict, throughput, SLOs and latencies (none where they grow with the run)."""
     console, summary = out(), result.summary
     console.print(Text.assemble((str(result.scenario.name), "bold"), f"  {what(result)}"), soft_wrap=True)
     stability = summary["stability"]
@@ -33,18 +33,44 @@ def print_summary(result: Result) -> None:
     console.print(
         Text.assemble((verdict, VERDICT_STYLE.get(verdict, "bold")), f": {stability['reason']}"), soft_wrap=True
     )
-    for note in result.trace.notes:
+    for note in (*result.trace.notes, *rejections(result)):
         console.print(f"note: {note}", markup=False, soft_wrap=True)
-    if summary["requests"]["rejected"]:
-        longest = result.setup.args.max_model_len
-        console.print(
-            f"note: {summary['requests']['rejected']:,} rejected: prompt and output exceed max_model_len "
-            f"({longest:,} tokens) or the whole KV cache.",
-            markup=False,
-            soft_wrap=True,
-        )
     console.print(facts_table(result))
+    if verdict == "overloaded":
+        console.print(f"[bold]latency[/]     {unsteady(stability)}", soft_wrap=True)
+        return
+    if not stability["latency_is_steady"]:
+        console.print("[bold]latency[/]     not settled: the history of this run, not a property of the design")
     console.print(latency_table(summary))
+    console.print(f"TTFT: {which_ttft(result)}", style="dim", markup=False, soft_wrap=True)
+
+
+def rejections(result: Result) -> list[str]:
+    rejected = result.summary["requests"]["rejected"]
+    longest = result.setup.args.max_model_len
+    why = f"prompt and output exceed max_model_len ({longest:,} tokens) or the whole KV cache."
+    return [f"{rejected:,} rejected: {why}"] if rejected else []
+
+
+def unsteady(stability: dict[str, Any]) -> str:
+    """Instead of percentiles that say how long the run was and nothing of the design."""
+    first, last = stability["mean_ttft_of_first_tenth_s"], stability["mean_ttft_of_last_tenth_s"]
+    text = "not steady: grows with the run, so percentiles mean nothing"
+    if first is None:
+        return f"{text}."
+    return (
+        f"{text}. TTFT is {format_seconds(first)} on average for the first tenth of the requests and "
+        f"{format_seconds(last)} for the last."
+    )
+
+
+def which_ttft(result: Result) -> str:
+    """Engine or client: what the API server adds by the preset, for prompts as long as this trace's."""
+    overhead, prompt = result.setup.cost.overhead, result.trace.prompt_tokens
+    added = float(overhead.request_s(prompt.mean())) if len(prompt) else 0.0
+    if not added:
+        return "the engine's own; what an API server adds to it is not modelled by this preset."
+    return f"the engine's own; a client over HTTP sees about {format_seconds(added)} more by this preset."
 
 
 def what(result: Result) -> str:
@@ -86,8 +112,9 @@ def facts(result: Result) -> list[tuple[str, str]]:
     slo, cost = summary["slo"], summary["cost"]
     if slo is not None:
         limits = ", ".join(f"{name.upper()} <= {format_seconds(limit)}" for name, limit in slo["limits_s"].items())
-        lines.append(("SLO", f"{_percent(slo['attainment'])} of requests meet {limits} ({slo['name']})"))
-        lines.append(("goodput", f"{_n(summary['goodput_request_per_s'])} requests/s"))
+        shrinks = "; less the longer the run" if summary["stability"]["verdict"] == "overloaded" else ""
+        lines.append(("SLO", f"{_percent(slo['attainment'])} of requests meet {limits} ({slo['name']}){shrinks}"))
+        lines.append(("goodput", f"{_n(summary['goodput_request_per_s'])} requests/s{shrinks}"))
     if cost is not None:
         each, hour = cost["usd_per_million_output_tokens"], f"${cost['usd_per_hour']:.2f}/h"
         lines.append(("cost", hour if each is None else f"${_n(each)} per million output tokens at {hour}"))

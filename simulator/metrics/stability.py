@@ -13,6 +13,10 @@ backlogged   Not that clear, but not in steady state either: the same deficit wi
              steady state (M/M/1 at 80 % load waits for 4 service times), so below 5 requests in service on
              average the wait must exceed 5 service times over that average (at most 5 of them).
 stable       Neither.
+
+In a closed loop (``load.closed_loop_users``) every user waits for its answer, so requests arrive as fast as they finish
+by construction and none of this applies: such a run is stable, however long the queue, unless fewer than two requests
+per user have finished, when the first wave is most of what was seen (backlogged).
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from typing import Literal
 
 import numpy as np
 
+from simulator.metrics.load import closed_loop_users
 from simulator.metrics.series import admitted_mask, count_at, waiting_interval
 from simulator.replica.records import SimulationRecords, Status
 
@@ -34,13 +39,14 @@ class Stability:
 
     verdict: Verdict
     reason: str
-    offered_request_per_s: float | None  # over the period of arrivals; None: all at once
+    offered_request_per_s: float | None  # over the period of arrivals; None: all at once, or a closed loop
     second_half_arrivals: int
     second_half_finished: int
     queue_growth: float  # waiting requests at the end of the period minus at its middle
     waiting_at_end: int  # when arrivals end
     longest_quarter_wait_s: float  # largest of the four mean queue times
     mean_service_s: float  # scheduled to finish, finished requests
+    closed_loop_users: int | None = None
 
 
 def assess(records: SimulationRecords) -> Stability:
@@ -63,20 +69,34 @@ def assess(records: SimulationRecords) -> Stability:
     growth = float(at_end - at_middle)
     in_service = len(service) * mean_service / max(last - first, mean_service) if len(service) else 0.0
     patience = mean_service * max(1.0, 5.0 / max(1.0, in_service))
-    verdict, reason = _verdict(
-        arrivals, finished, growth, impatient=wait if wait > patience else None, served=len(finish)
-    )
+    users = closed_loop_users(records)
+    if users is not None:
+        verdict, reason = _closed_loop(users, len(finish))
+    else:
+        impatient = wait if wait > patience else None
+        verdict, reason = _verdict(arrivals, finished, growth, impatient=impatient, served=len(finish))
     return Stability(
         verdict=verdict,
         reason=reason,
-        offered_request_per_s=(len(arrival) - 1) / (last - first) if last > first else None,
+        offered_request_per_s=(len(arrival) - 1) / (last - first) if last > first and users is None else None,
         second_half_arrivals=arrivals,
         second_half_finished=finished,
         queue_growth=growth,
         waiting_at_end=int(at_end),
         longest_quarter_wait_s=wait,
         mean_service_s=mean_service,
+        closed_loop_users=users,
     )
+
+
+def _closed_loop(users: int, served: int) -> tuple[Verdict, str]:
+    who = "One user sends" if users == 1 else f"{users:,} users each send"
+    loop = f"{who} the next request when the last one has ended (a closed loop)"
+    if served < 2 * users:
+        return "backlogged", (
+            f"{loop}, and {served:,} requests finished: too few per user to see beyond the first wave."
+        )
+    return "stable", f"{loop}, so the load follows what is served and the queue cannot outgrow the users."
 
 
 def _verdict(

@@ -11,6 +11,7 @@ import numpy as np
 from simulator.core.errors import UserError
 from simulator.metrics.analysis import Analysis, analyse
 from simulator.metrics.little import littles_law
+from simulator.metrics.load import waiting_over_time
 from simulator.metrics.series import kv_usage
 from simulator.metrics.slo import Slo
 from simulator.metrics.stability import assess
@@ -68,24 +69,13 @@ def summarize(
     span = _window(records, window)
     arrived = (records.requests.arrival >= span[0]) & (records.requests.arrival <= span[1])
     run = _Run(records, found, slo, span)
-    stability = assess(records)
     law = littles_law(records)
     throughput = _throughput(records, found, span)
     summary: Summary = _plain(
         {
             "schema": SCHEMA,
             "window": {"start_s": span[0], "end_s": span[1], "duration_s": span[1] - span[0]},
-            "stability": {
-                "verdict": stability.verdict,
-                "reason": stability.reason,
-                "offered_request_per_s": stability.offered_request_per_s,
-                "second_half_arrivals": stability.second_half_arrivals,
-                "second_half_finished": stability.second_half_finished,
-                "queue_growth_requests": stability.queue_growth,
-                "waiting_when_arrivals_end_requests": stability.waiting_at_end,
-                "longest_quarter_wait_s": stability.longest_quarter_wait_s,
-                "mean_service_s": stability.mean_service_s,
-            },
+            "stability": _stability(records, found),
             "requests": _counts(records, arrived),
             "throughput": throughput,
             "latency": latency_summary(records, found, arrived),
@@ -103,6 +93,37 @@ def summarize(
         }
     )
     return summary
+
+
+def _stability(records: SimulationRecords, found: Analysis) -> dict[str, Any]:
+    """The verdict with its evidence; ``latency_is_steady``: the latencies do not depend on how long the run lasts."""
+    stability = assess(records)
+    first, last = _drift(records.requests.arrival, found.latency.ttft)
+    return {
+        "verdict": stability.verdict,
+        "reason": stability.reason,
+        "latency_is_steady": stability.verdict == "stable",
+        "closed_loop_users": stability.closed_loop_users,
+        "offered_request_per_s": stability.offered_request_per_s,
+        "second_half_arrivals": stability.second_half_arrivals,
+        "second_half_finished": stability.second_half_finished,
+        "queue_growth_requests": stability.queue_growth,
+        "waiting_when_arrivals_end_requests": stability.waiting_at_end,
+        "longest_quarter_wait_s": stability.longest_quarter_wait_s,
+        "mean_service_s": stability.mean_service_s,
+        "mean_ttft_of_first_tenth_s": first,
+        "mean_ttft_of_last_tenth_s": last,
+    }
+
+
+def _drift(arrival: Floats, ttft: Floats) -> tuple[float, float]:
+    """Mean TTFT (s) of the first and of the last tenth of the requests that have one, by arrival; NaN without any."""
+    known = np.flatnonzero(~np.isnan(ttft))
+    if not len(known):
+        return float("nan"), float("nan")
+    ordered = ttft[known[np.argsort(arrival[known], kind="stable")]]
+    tenth = -(-len(ordered) // 10)
+    return float(ordered[:tenth].mean()), float(ordered[-tenth:].mean())
 
 
 def _window(records: SimulationRecords, window: tuple[float, float] | None) -> tuple[float, float]:
@@ -234,7 +255,7 @@ def _engine(records: SimulationRecords, window: tuple[float, float]) -> dict[str
         "prefill_step_time_share": _share(inside, steps.prefill_tokens > 0),
         "batch_size_requests": describe_over_time((steps.num_decodes + steps.num_prefills).astype(float), inside),
         "running_requests": describe_over_time(steps.num_running.astype(float), inside),
-        "waiting_requests": describe_over_time(steps.num_waiting.astype(float), inside),
+        "waiting_requests": waiting_over_time(records, window),
         "kv_usage": describe_over_time(kv_usage(records), inside),
         "num_steps": int(steps.num_steps[started].sum()),
         "preemptions": int(steps.preempted[started].sum()),

@@ -10,10 +10,11 @@ import numpy as np
 from simulator.metrics.series import kv_usage, left_waiting
 from simulator.metrics.stats import Floats
 from simulator.metrics.summary import Summary
-from simulator.metrics.token_times import Bools, span_seconds
+from simulator.metrics.token_times import Bools, num_replicas, span_seconds
 from simulator.replica.records import SimulationRecords
 
 _QUEUE_MATTERS = 0.05  # share of busy time with requests left waiting
+_CLEARLY = 0.3  # share of the waiting during which one limit must be full to be called the reason
 _KV_FULL = 0.95
 
 
@@ -35,6 +36,8 @@ def diagnose(
 ) -> Diagnosis:
     """Find the limit. While requests wait: what is full then. While none does: the SLO limit that is missed, if any.
 
+    In a closed loop the users are the load, so a queue is their number beyond what the engine runs at once.
+
     max_num_seqs, max_num_batched_tokens: the engine's limits; None: a plateau in the records stands in for the first,
     and the second is not looked at.
     """
@@ -48,7 +51,10 @@ def diagnose(
     if busy > 0 and queued > _QUEUE_MATTERS * busy:
         full = _what_is_full(records, max_num_seqs, max_num_batched_tokens)
         share = {name: float(seconds[waiting & mask].sum()) / queued for name, mask in full.items()}
-        return _queueing(summary, share, queued / busy, _plateau(records, max_num_seqs))
+        waited = f"Requests were left waiting during {queued / busy:.0%} of the engines' busy time."
+        if max(share.values()) < _CLEARLY:
+            return _no_single_limit(summary, waited, max_num_seqs)
+        return _queueing(summary, share, waited, _plateau(records, max_num_seqs))
     return _not_queueing(summary, max_num_seqs)
 
 
@@ -69,77 +75,138 @@ def _what_is_full(
 ) -> dict[str, Bools]:
     steps, usage = records.steps, kv_usage(records)
     another = usage / np.maximum(steps.num_running, 1)  # one more request like those that run
-    full = {
-        "kv": np.asarray((usage + another > 1.0) | (usage >= _KV_FULL) | (steps.preempted > 0)),
-        "seqs": np.asarray(steps.num_running >= _plateau(records, max_num_seqs)),
-    }
+    kv = np.asarray((usage + another > 1.0) | (usage >= _KV_FULL) | (steps.preempted > 0))
+    plateau = _plateau(records, max_num_seqs)
+    full = {"kv": kv, "seqs": (steps.num_running >= plateau) | (~kv & (_slots_held(records) >= plateau))}
     if max_num_batched_tokens is not None:
         full["budget"] = np.asarray(steps.prefill_tokens + steps.num_decodes >= 0.95 * max_num_batched_tokens)
     return full
 
 
-def _queueing(summary: Summary, share: dict[str, float], queued: float, plateau: int) -> Diagnosis:
-    waited = f"Requests were left waiting during {queued:.0%} of the engines' busy time."
+def _slots_held(records: SimulationRecords) -> Floats:
+    """Running requests of every span and those that ended with the one before it (rows,).
+
+    With asynchronous scheduling a step is planned before the one ahead of it has ended, so whoever ends there still
+    holds a slot in the plan: while requests wait, the batch of such an engine is seldom full to the last slot.
+    """
+    steps, requests = records.steps, records.requests
+    held = steps.num_running.astype(float)
+    for r in range(num_replicas(records)):
+        rows = np.flatnonzero(steps.replica == r)
+        rows = rows[np.argsort(steps.start[rows], kind="stable")]
+        finish = requests.finish[requests.replica == r]
+        start = steps.start[rows]
+        ended = np.searchsorted(np.sort(finish[~np.isnan(finish)]), start + 1e-9 * np.maximum(start, 1.0), side="right")
+        held[rows] += np.diff(ended, prepend=0)
+    return held
+
+
+def _queueing(summary: Summary, share: dict[str, float], waited: str, plateau: int) -> Diagnosis:
     name = max(share, key=lambda key: share[key])
-    if share[name] < 0.3:
-        return Diagnosis(
-            "queueing behind engine steps",
-            (
-                waited,
-                (
-                    "No single limit was full meanwhile: arrivals come in bursts that outrun one step, or an admission "
-                    "rule of the policy held them back."
-                ),
-            ),
-            (
-                "Add a replica.",
-                "Look at the curves over time for the bursts.",
-            ),
-        )
     if name == "kv":
-        engine = summary["engine"]
-        return Diagnosis(
-            "KV cache capacity",
-            (
-                (
-                    f"{waited} For {share[name]:.0%} of that time the KV cache was at least {_KV_FULL:.0%} full, had "
-                    "no room for another request of the mean size, or requests had to be preempted."
-                ),
-                (
-                    f"Peak KV usage {_percent(engine['kv_usage']['max'])}; {engine['preemptions_run']:,} preemptions, "
-                    f"{engine['recomputed_tokens_run']:,} tokens computed again."
-                ),
-            ),
-            (
-                (
-                    "Free KV memory: an FP8 KV cache, a higher gpu_memory_utilization or tensor_parallel_size, or "
-                    "a GPU with more memory."
-                ),
-                "Or spread the requests over more replicas.",
-                "Where the policy reserves KV for the longest possible request (orca, static): lower max_model_len.",
-            ),
-        )
+        return _kv_full(summary, waited, share[name])
     if name == "seqs":
-        return Diagnosis(
-            "max_num_seqs (running slots)",
-            (
-                f"{waited} For {share[name]:.0%} of that time all {plateau:,} running slots were taken.",
-                (
-                    f"Peak KV usage {_percent(summary['engine']['kv_usage']['max'])}: "
-                    f"{'memory would allow more.' if _room(summary) else 'the KV cache is nearly full as well.'}"
-                ),
-            ),
-            (
-                "Raise max_num_seqs if TPOT has room under its limit (a larger batch makes every step slower).",
-                "Otherwise add replicas.",
-            ),
-        )
+        return _slots_full(summary, waited, share[name], plateau)
     return Diagnosis(
         "prefill compute (token budget)",
         (f"{waited} For {share[name]:.0%} of that time the steps used the whole max_num_batched_tokens budget.",),
         (
-            "Add replicas or faster GPUs: prompts arrive faster than they can be computed.",
+            _faster_prefill(summary),
             "Raise max_num_batched_tokens if ITL has room under its limit; let the prefix cache serve shared prompts.",
+        ),
+    )
+
+
+def _users(summary: Summary) -> int | None:
+    users: int | None = summary["stability"]["closed_loop_users"]
+    return users
+
+
+def _faster_prefill(summary: Summary) -> str:
+    if _users(summary) is None:
+        return "Add replicas or faster GPUs: prompts arrive faster than they can be computed."
+    return "Use faster GPUs or fewer concurrent users per replica: they send prompts faster than these are computed."
+
+
+def _no_single_limit(summary: Summary, waited: str, max_num_seqs: int | None) -> Diagnosis:
+    users = _users(summary)
+    if users is None:
+        why = "arrivals come in bursts that outrun one step, or an admission rule of the policy held them back."
+        return Diagnosis(
+            "queueing behind engine steps",
+            (waited, f"No single limit was full meanwhile: {why}"),
+            ("Add a replica.", "Look at the curves over time for the bursts."),
+        )
+    if "ttft" in missed_limits(summary) and _mostly_the_start(summary):
+        first = summary["stability"]["mean_ttft_of_first_tenth_s"]
+        last = summary["stability"]["mean_ttft_of_last_tenth_s"]
+        return Diagnosis(
+            "the first wave of users",
+            (
+                (
+                    f"All {users:,} users send at once when the run starts, as benchmark clients do: TTFT is "
+                    f"{first:.3g} s on average for the first tenth of the requests and {last:.3g} s for the last, "
+                    "which come one by one."
+                ),
+            ),
+            (
+                "Leave the start out with run.warmup_s, or give the run more requests per user.",
+                "For arrivals as in production, give a rate instead of users.",
+            ),
+        )
+    return _not_queueing(
+        summary, max_num_seqs
+    )  # a request that waits for the step in flight: that is the loop, not a queue
+
+
+def _mostly_the_start(summary: Summary) -> bool:
+    first = summary["stability"]["mean_ttft_of_first_tenth_s"]
+    last = summary["stability"]["mean_ttft_of_last_tenth_s"]
+    return first is not None and first > 2 * last
+
+
+def _kv_full(summary: Summary, waited: str, share: float) -> Diagnosis:
+    engine = summary["engine"]
+    spread = "Or spread the requests over more replicas."
+    fewer = "Or use fewer concurrent users: those beyond what the cache holds only wait."
+    return Diagnosis(
+        "KV cache capacity",
+        (
+            (
+                f"{waited} For {share:.0%} of that time the KV cache was at least {_KV_FULL:.0%} full, had "
+                "no room for another request of the mean size, or requests had to be preempted."
+            ),
+            (
+                f"Peak KV usage {_percent(engine['kv_usage']['max'])}; {engine['preemptions_run']:,} preemptions, "
+                f"{engine['recomputed_tokens_run']:,} tokens computed again."
+            ),
+        ),
+        (
+            (
+                "Free KV memory: an FP8 KV cache, a higher gpu_memory_utilization or tensor_parallel_size, or "
+                "a GPU with more memory."
+            ),
+            spread if _users(summary) is None else fewer,
+            "Where the policy reserves KV for the longest possible request (orca, static): lower max_model_len.",
+        ),
+    )
+
+
+def _slots_full(summary: Summary, waited: str, share: float, plateau: int) -> Diagnosis:
+    users, usage = _users(summary), _percent(summary["engine"]["kv_usage"]["max"])
+    room = "memory would allow more." if _room(summary) else "the KV cache is nearly full as well."
+    evidence = [
+        f"{waited} For {share:.0%} of that time all {plateau:,} running slots were taken.",
+        f"Peak KV usage {usage}: {room}",
+    ]
+    if users is not None and users > plateau:
+        evidence.append(f"{users:,} users share {plateau:,} slots, so {users - plateau:,} of them wait at any time.")
+    return Diagnosis(
+        "max_num_seqs (running slots)",
+        tuple(evidence),
+        (
+            "Raise max_num_seqs if TPOT has room under its limit (a larger batch makes every step slower).",
+            "Otherwise add replicas." if users is None else "Otherwise use fewer concurrent users per replica.",
         ),
     )
 
@@ -149,43 +216,53 @@ def _room(summary: Summary) -> bool:
 
 
 def _not_queueing(summary: Summary, max_num_seqs: int | None) -> Diagnosis:
-    missed = missed_limits(summary)
-    engine, parts = summary["engine"], summary["breakdown_mean_s"]
+    missed, parts = missed_limits(summary), summary["breakdown_mean_s"]
     if "ttft" in missed:
         return Diagnosis(
             "prefill time",
             (f"Hardly anything waits, yet TTFT misses its limit: prefill takes {parts['prefill']:.3g} s on average.",),
             ("Use faster GPUs or a larger tensor_parallel_size, or let the prefix cache serve shared prompts.",),
         )
-    if missed:
-        shared = parts["decode_shared_with_prefill"] / max(parts["decode"] + parts["decode_shared_with_prefill"], 1e-12)
-        if shared > 0.3:
-            return Diagnosis(
-                "decodes share steps with prefills",
-                (
-                    (
-                        f"{missed[0].upper()} misses its limit, and {shared:.0%} of decode time is spent in steps "
-                        "that also carry prefill tokens."
-                    ),
-                ),
-                ("Lower max_num_batched_tokens, or move prefill to its own pool.",),
-            )
+    return _slow_decodes(missed[0], parts) if missed else _nothing_binds(summary, max_num_seqs)
+
+
+def _slow_decodes(missed: str, parts: dict[str, float]) -> Diagnosis:
+    shared = parts["decode_shared_with_prefill"] / max(parts["decode"] + parts["decode_shared_with_prefill"], 1e-12)
+    if shared > 0.3:
         return Diagnosis(
-            "decode step time",
-            (f"{missed[0].upper()} misses its limit although nothing waits and prefills hardly interfere.",),
-            ("Use a larger tensor_parallel_size, quantised weights or KV, or smaller batches on more replicas.",),
+            "decodes share steps with prefills",
+            (
+                (
+                    f"{missed.upper()} misses its limit, and {shared:.0%} of decode time is spent in steps "
+                    "that also carry prefill tokens."
+                ),
+            ),
+            ("Lower max_num_batched_tokens, or move prefill to its own pool.",),
         )
+    return Diagnosis(
+        "decode step time",
+        (f"{missed.upper()} misses its limit although nothing waits and prefills hardly interfere.",),
+        ("Use a larger tensor_parallel_size, quantised weights or KV, or smaller batches on more replicas.",),
+    )
+
+
+def _nothing_binds(summary: Summary, max_num_seqs: int | None) -> Diagnosis:
+    engine, users = summary["engine"], _users(summary)
     batch = engine["batch_size_requests"]["max"] or 0
     slots = f" of {max_num_seqs:,} slots" if max_num_seqs is not None else ""
+    if users is None:
+        more = "Offer more load, or try fewer or cheaper GPUs, to find where it begins to bind."
+    else:
+        more = f"Try more than {users:,} at once: throughput rises until something binds. Or fewer or cheaper GPUs."
     return Diagnosis(
         "nothing binds at this load",
         (
             (
-                f"Requests hardly wait; at most {batch:,.0f} requests{slots} share a batch, and the KV cache is at "
+                f"Requests hardly wait; the largest batch is {batch:,.0f}{slots}, and the KV cache is at "
                 f"most {_percent(engine['kv_usage']['max'])} full."
             ),
         ),
-        ("Offer more load, or try fewer or cheaper GPUs, to find where it begins to bind.",),
+        (more,),
     )
 
 

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 GLOSSARY: tuple[tuple[str, str], ...] = (
-    ("TTFT", "Time to first token: first output token minus arrival, waiting included."),
+    (
+        "TTFT",
+        (
+            "Time to first token: first output token minus arrival at the engine, waiting included. A client over HTTP "
+            "sees some milliseconds more: the API server's connection and tokenisation are not in it."
+        ),
+    ),
     ("TPOT", "Time per output token: (E2E − TTFT) / (output tokens − 1), one value per request."),
     ("ITL", "Inter-token latency: every gap between two consecutive tokens of a request, all requests pooled."),
     ("E2E", "End-to-end latency: last output token minus arrival."),
@@ -28,7 +34,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
         (
             "Stable: requests finish as fast as they arrive. Overloaded: in the second half of the arrivals clearly "
             "fewer finish than arrive and the queue grows, so latency depends on how long the run lasts. Backlogged: "
-            "neither is certain, because of a burst or a run too short to reach a steady state."
+            "neither is certain, because of a burst or a run too short to reach a steady state. In a closed loop the "
+            "load follows what is served, so a queue of users is no overload."
         ),
     ),
     ("Running, waiting", "Requests in the engine's batch, and requests that wait to join it."),

@@ -68,12 +68,12 @@ def state(summary: Summary) -> str:
 
 def verdict_sentence(summary: Summary) -> str:
     """One sentence that a reader may repeat in a meeting."""
-    verdict, counts, traffic = summary["stability"]["verdict"], summary["requests"], summary["throughput"]
-    offered, served = plain(traffic["offered_request_per_s"]), plain(traffic["request_per_s"])
+    counts, verdict = summary["requests"], summary["stability"]["verdict"]
     if not counts["arrived"]:
         return "No request arrived, so there is nothing to judge."
     if counts["rejected"] == counts["arrived"]:
         return "This design serves nothing: every request was rejected because it can never fit."
+    served = plain(summary["throughput"]["request_per_s"])
     if verdict == "overloaded":
         rate = summary["stability"]["offered_request_per_s"]
         return (
@@ -87,14 +87,27 @@ def verdict_sentence(summary: Summary) -> str:
             f"This run did not settle: {served} requests per second were served, but its latencies describe a backlog "
             "or a warm-up, not a steady state."
         )
+    return f"{_keeps_up(summary)}{_slo_clause(summary['slo'], missed_limits(summary))}."
+
+
+def _keeps_up(summary: Summary) -> str:
+    counts, users = summary["requests"], summary["stability"]["closed_loop_users"]
     if counts["arrived"] < _FEW:
-        keeps_up = f"This design serves the {counts['arrived']} request(s) of this run, too few to judge a rate,"
-        return f"{keeps_up}{_slo_clause(summary['slo'], missed_limits(summary))}."
-    keeps_up = f"This design keeps up with {offered} requests per second"
+        some = f"{counts['arrived']} requests" if counts["arrived"] > 1 else "one request"
+        return f"This design serves the {some} of this run, too few to judge a rate,"
+    if users is None:
+        text = f"This design keeps up with {plain(summary['throughput']['offered_request_per_s'])} requests per second"
+    else:
+        served = plain(summary["throughput"]["request_per_s"])
+        text = f"With {_users(users)} this design serves {served} requests per second"
     if counts["rejected"]:
         share = counts["rejected"] / counts["arrived"]
-        keeps_up += f", of which it rejects {percent(share)} because they can never fit,"
-    return f"{keeps_up}{_slo_clause(summary['slo'], missed_limits(summary))}."
+        text += f", of which it rejects {percent(share)} because they can never fit,"
+    return text
+
+
+def _users(users: int) -> str:
+    return "one user at a time" if users == 1 else f"{users:,} concurrent users"
 
 
 def _slo_clause(slo: dict[str, Any] | None, missed: list[str]) -> str:
@@ -113,33 +126,46 @@ def _slo_clause(slo: dict[str, Any] | None, missed: list[str]) -> str:
 
 def tiles(summary: Summary) -> list[Tile]:
     """Headline figures; latencies of an overloaded run are withheld."""
-    traffic, latency, engine, slo = summary["throughput"], summary["latency"], summary["engine"], summary["slo"]
-    offered, tokens = plain(traffic["offered_request_per_s"]), plain(traffic["total_tokens_per_s"])
+    traffic, engine, slo = summary["throughput"], summary["engine"], summary["slo"]
+    users, offered = summary["stability"]["closed_loop_users"], plain(traffic["offered_request_per_s"])
+    tokens = plain(traffic["total_tokens_per_s"])
+    load = f"{offered} offered" if users is None else _users(users)
     out = [
-        _tile("Served", plain(traffic["request_per_s"]), "requests/s", f"{offered} offered"),
+        _tile("Served", plain(traffic["request_per_s"]), "requests/s", load),
         _tile("Output", plain(traffic["output_tokens_per_s"]), "tokens/s", f"{tokens} with input"),
     ]
     if slo is not None:
         out.append(_tile("Goodput", plain(summary["goodput_request_per_s"]), "requests/s", "within every SLO limit"))
         note = f"{slo['good_requests']:,} of {slo['judged_requests']:,} requests"
         out.append(_tile("SLO attainment", percent(slo["attainment"]), "", note))
-    if not summary["requests"]["finished"]:
-        out.append(_tile("Latency", "–", "", "no request finished"))
-    elif summary["stability"]["verdict"] == "overloaded":
-        out.append(_tile("Latency", "growing", "", "no percentile is meaningful"))
-    else:
-        for name, key in (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("ITL", "itl_s")):
-            stats = latency[key]
-            out.append(_tile(f"{name} p99", seconds(stats["p99"]), "", f"median {seconds(stats['p50'])}"))
+    out += _latency_tiles(summary)
     out.append(
         _tile("KV usage", percent(engine["kv_usage"]["max"]), "", f"peak; {engine['preemptions_run']:,} preemptions")
     )
-    out.append(_tile("Engines busy", percent(engine["utilization"]), "", f"{engine['replicas']} replica(s)"))
+    out.append(
+        _tile(
+            "Engines busy",
+            percent(engine["utilization"]),
+            "",
+            f"{engine['replicas']} replica" + "s" * (engine["replicas"] > 1),
+        )
+    )
     cost = summary["cost"]
     if cost is not None:
         value = cost["usd_per_million_output_tokens"]
         out.append(_tile("Cost", "–" if value is None else f"${value:,.2f}", "", "per million output tokens"))
     return out
+
+
+def _latency_tiles(summary: Summary) -> list[Tile]:
+    if not summary["requests"]["finished"]:
+        return [_tile("Latency", "–", "", "no request finished")]
+    verdict = summary["stability"]["verdict"]
+    if verdict == "overloaded":
+        return [_tile("Latency", "growing", "", "not steady: grows with the run")]
+    unsettled = ", not settled" if verdict == "backlogged" else ""
+    shown = [(name, summary["latency"][key]) for name, key in _LATENCIES[:3]]
+    return [_tile(f"{n} p99", seconds(s["p99"]), "", f"median {seconds(s['p50'])}{unsettled}") for n, s in shown]
 
 
 def _tile(name: str, value: str, unit: str, note: str) -> Tile:

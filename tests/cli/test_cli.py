@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -75,6 +76,44 @@ class TestRun:
         assert not Path("here/report.html").exists()
         assert json.loads(Path("here/provenance.json").read_text())["seed"] == 5
         assert json.loads(Path("here/summary.json").read_text())["requests"]["finished"] == 7
+
+    def test_an_overloaded_run_has_a_verdict_first_and_no_percentile(self, scenario: Path) -> None:
+        text = good("run", scenario, "--set", "workload.synthetic.num_requests=400",
+                    "--set", "workload.synthetic.arrivals.rate=300", "--set", "engine.max_num_seqs=4")  # fmt: skip
+        assert text.splitlines()[1].startswith("overloaded: ")
+        assert "not steady: grows with the run, so percentiles mean nothing. TTFT is " in text
+        assert "p99" not in text
+        assert "less the longer the run" in text
+        latency = json.loads(Path("runs/demo/summary.json").read_text())["stability"]
+        assert latency["latency_is_steady"] is False
+        assert latency["mean_ttft_of_last_tenth_s"] > 5 * latency["mean_ttft_of_first_tenth_s"]
+
+    def test_a_backlogged_run_says_what_its_percentiles_are(self, scenario: Path) -> None:
+        text = good("run", scenario, "--set", "workload.synthetic.arrivals={process: at_once}",
+                    "--set", "engine.max_num_seqs=4")  # fmt: skip
+        assert text.splitlines()[1].startswith("backlogged: ")
+        assert "not settled: the history of this run, not a property of the design" in text
+        assert "p99" in text
+
+    def test_the_summary_says_whose_ttft_it_is(self, scenario: Path) -> None:
+        found = re.search(r"TTFT: the engine's own; a client over HTTP sees about (\S+) ms more", good("run", scenario))
+        assert found is not None
+        long = ("--set", "workload.synthetic.lengths.prompt=20000", "--set", "workload.synthetic.arrivals.rate=0.2")
+        longer = re.search(r"sees about (\S+) ms more", good("run", scenario, *long))
+        assert longer is not None
+        assert 1 < float(found[1]) < float(longer[1])  # tokenisation grows with the prompt
+        assert "not modelled by this preset" in good("run", scenario, "--set", "engine.overhead=vllm-0.10")
+
+    def test_a_closed_loop_is_not_told_of_bursts(self, scenario: Path) -> None:
+        text = good("run", scenario, "--set", "workload.closed_loop.users=30", "--set", "engine.max_num_seqs=8",
+                    "--set", "workload.synthetic.num_requests=300")  # fmt: skip
+        assert "stable: 30 users each send the next request when the last one has ended (a closed loop)" in text
+        page = Path("runs/demo/report.html").read_text()
+        assert "With 30 concurrent users this design serves" in page
+        assert "max_num_seqs (running slots)" in page
+        assert "30 users share 8 slots, so 22 of them wait at any time." in page
+        assert "burst" not in page.split('id="glossary"')[0]
+        assert "keeps up" not in page
 
     def test_steps_and_timeline_on_request(self, scenario: Path) -> None:
         good("run", scenario, "--steps", "--perfetto", "--no-report")

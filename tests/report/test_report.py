@@ -16,6 +16,7 @@ import pytest
 from simulator.metrics import Slo, Summary, slo_preset, summarize
 from simulator.report import diagnose, write_report
 from simulator.report.words import percent, seconds, state, tone, verdict_sentence
+from simulator.scenario import load, run
 from tests.metrics.toy_engine import ToyConfig, ToyRequest, ToyRun, random_requests, run_toy
 from traces.trace import Labels
 
@@ -173,6 +174,29 @@ def test_a_cache_without_room_for_one_more_request_is_the_limit_though_far_from_
     assert summary["engine"]["kv_usage"]["max"] < 0.8
     got = diagnose(summary, toy.records, max_num_seqs=8, max_num_batched_tokens=1000)
     assert got.constraint == "KV cache capacity"
+
+
+SLOTS = """\
+model: meta-llama/Llama-3.1-8B
+hardware: H100-SXM
+engine: {max_num_seqs: 32}
+workload:
+  synthetic:
+    num_requests: 400
+    arrivals: {process: poisson, rate: 400}
+    lengths: {prompt: 60, output: {distribution: uniform, low: 5, high: 25}}
+"""
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_slots_that_are_taken_are_named_whichever_way_the_engine_schedules(asynchronous: bool, tmp_path: Path) -> None:
+    """Planned a step ahead, a batch seldom fills its last slot: whoever ends with the step in flight still holds it."""
+    path = tmp_path / "slots.yaml"
+    path.write_text(SLOTS)
+    scenario = load(path, [f"engine.async_scheduling={str(asynchronous).lower()}"])
+    found = run(scenario)
+    got = diagnose(found.summary, found.records, max_num_seqs=32, max_num_batched_tokens=8192)
+    assert got.constraint == "max_num_seqs (running slots)"
 
 
 def test_same_run_same_bytes(tmp_path: Path) -> None:
