@@ -5,33 +5,36 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from simulator.core.errors import UserError
+
+if sys.platform != "win32":
+    import fcntl
+
+_MARK = ".tmp"
 
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on any exception.
 
-    Missing parent folders are made. The temporary name ends like ``path``, for writers that look at the suffix.
+    Missing parent folders are made. The temporary name ends like ``path``, for writers that look at the suffix. What a
+    killed writer of the same path left behind goes too.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=f".tmp{target.suffix}", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    _clean(target)
+    with _workplace(target) as place:
+        temporary = place / f"new{target.suffix}"
+        temporary.touch()
         yield temporary
         _sync(temporary)
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; results are meant to be read
         temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def atomic_write(path: Path | str, data: str | bytes) -> Path:
@@ -57,39 +60,88 @@ def atomic_dir(path: Path | str, *, replace: bool = False) -> Iterator[Path]:
         UserError: ``path`` exists, is not an empty folder, and ``replace`` is not set.
     """
     target = Path(path)
+    _clean(target)
     if target.exists() and not replace and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty", remedy="Name another folder, or remove this one.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".tmp", dir=target.parent))
-    try:
+    with _workplace(target) as place:
+        temporary = place / "new"
+        temporary.mkdir()
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        _swap(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _swap(temporary, target, place / "was")
 
 
-def _swap(temporary: Path, target: Path) -> None:
-    if not target.exists():
-        temporary.rename(target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".old", dir=target.parent))
-    target.replace(old / "was")
+def _swap(temporary: Path, target: Path, was: Path) -> None:
+    if target.exists():
+        target.replace(was)
     try:
         temporary.rename(target)
-    except OSError:
-        (old / "was").rename(target)
+    except BaseException:  # Ctrl-C too: ``was`` goes with the rest of the workplace
+        if was.exists() and not target.exists():
+            was.rename(target)
         raise
+
+
+@contextmanager
+def _workplace(target: Path) -> Iterator[Path]:
+    """A hidden folder ``.NAME-xxxx.tmp`` beside the target, locked while in use and gone afterwards."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=_MARK, dir=target.parent))
+    lock = _lock(place)
+    try:
+        yield place
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
+        _unlock(lock)
+
+
+def _clean(target: Path) -> None:
+    """Remove the folders that killed writers of this target left; if one died in the middle of a swap, undo it.
+
+    A writer that lives holds the lock of its folder, which the system releases however the writer ends. An empty folder
+    may be one that is about to be locked, and is left alone.
+    """
+    if sys.platform == "win32":
+        return  # no such locks: nothing tells the dead from the living
+    for place in target.parent.glob(f".{_literal(target.name)}-????????{_MARK}"):
+        if not place.is_dir() or not any(place.iterdir()):
+            continue
+        lock = _lock(place)
+        if lock is None:
+            continue
+        was = place / "was"
+        if was.exists() and not target.exists():
+            with suppress(OSError):
+                was.rename(target)
+        shutil.rmtree(place, ignore_errors=True)
+        _unlock(lock)
+
+
+def _literal(name: str) -> str:
+    """The name without the characters that mean something to glob."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def _lock(folder: Path) -> int | None:
+    """Descriptor of the locked folder; None when somebody else has it, it is gone, or locks are not to be had."""
+    if sys.platform == "win32":
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _unlock(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.close(descriptor)
 
 
 def _sync(path: Path) -> None:
     with path.open("rb") as handle:
         os.fsync(handle.fileno())
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
