@@ -48,8 +48,6 @@ def describe(
         print_json(description.to_dict())
         return
     print_rows([{"": name, trace: value} for name, value in description.rows()])
-    for note in found.notes:
-        out().print(f"note: {note}", markup=False, soft_wrap=True)
     if plot is not None:
         out().print(f"Picture: {plot}", markup=False, soft_wrap=True)
 

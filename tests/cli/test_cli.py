@@ -138,6 +138,7 @@ class TestErrors:
             (["run", "demo.yaml", "--set", "hardware=H1000"], "unknown GPU 'H1000'"),
             (["check", "demo.yaml", "--set", "x"], "not of the form path=value"),
             (["check", "."], "is a directory"),
+            (["check", "demo.yaml", "--set", "workload.synthetic.lengths.output=0"], "every output drawn has 0 tokens"),
             (["models", "llama-9"], "unknown model"),
             (["gpus", "H1000"], "unknown GPU"),
             (["fit", "llama-9"], "unknown model"),

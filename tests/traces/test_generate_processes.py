@@ -316,3 +316,25 @@ def test_clients_have_their_shares_and_their_own_burstiness():
     assert cv(trace.arrival[trace.tenant.codes == 1]) == pytest.approx(10**0.5, abs=0.3)
     assert (trace.prompt_tokens == 10 * (trace.tenant.codes + 1)).all()
     assert (trace.arrival[trace.tenant.codes == 2] % 200 <= 100 + 1e-6).all()
+
+
+@pytest.mark.parametrize("name", ["prompt", "output"])
+def test_lengths_that_are_all_zero_are_refused_and_not_quietly_made_one(name):
+    for nothing in (Fixed(0), Uniform(0, 0), Fixed(0.4)):
+        with pytest.raises(TraceError, match=f"every {name} drawn has 0 tokens"):
+            Lengths(**({"prompt": Fixed(10), "output": Fixed(10)} | {name: nothing}))
+    with pytest.raises(TraceError, match="new_tokens is 0"):
+        Sessions(new_tokens=Fixed(0))
+
+
+@pytest.mark.parametrize("sessions", [None, Sessions(turns=Fixed(3))])
+def test_draws_below_one_token_are_counted_in_a_note(sessions):
+    lengths = Lengths(prompt=Fixed(100), output=Normal(50, 50))
+    trace = synthesize(
+        arrivals=Poisson(10), lengths=lengths, sessions=sessions, num_requests=20_000, generators=Generators.of(0)
+    )
+    (note,) = trace.notes
+    assert note == "16 % of the output lengths are drawn below 1 token and become 1"
+    assert (trace.output_tokens == 1).mean() == pytest.approx(0.16, abs=0.02)
+    quiet = Lengths(prompt=Fixed(100), output=LogNormal(50, 0.5))
+    assert not synthesize(arrivals=Poisson(10), lengths=quiet, num_requests=10, generators=Generators.of(0)).notes

@@ -16,6 +16,9 @@ from simulator.core.errors import TraceError
 from traces.trace import Floats, Ints
 
 
+_EVENLY = (np.arange(10_000) + 0.5) / 10_000  # probabilities
+
+
 class Distribution(Protocol):
     """A distribution over non-negative numbers."""
 
@@ -181,6 +184,12 @@ def whole(distribution: Distribution, u: Floats) -> Ints:
     """Whole numbers >= 1 at the probabilities ``u``: tokens, turns."""
     draw = distribution.tokens(u) if isinstance(distribution, Uniform) else np.rint(distribution.ppf(u))
     return np.maximum(draw, 1.0).astype(np.int64)
+
+
+def below_one(distribution: Distribution) -> float:
+    """Share of the draws that ``whole`` raises to 1: those below one half."""
+    draws = distribution.tokens(_EVENLY) if isinstance(distribution, Uniform) else np.rint(distribution.ppf(_EVENLY))
+    return float(np.mean(draws < 1))
 
 
 def _normal_ppf(u: Floats) -> Floats:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from simulator.core.errors import TraceError
-from traces.generate.distributions import Distribution, whole
+from traces.generate.distributions import Distribution, below_one, whole
 from traces.trace import Floats, Ints
 
 
@@ -26,6 +26,20 @@ class Lengths:
     def __post_init__(self) -> None:
         if not -1 <= self.correlation <= 1:
             raise TraceError(f"lengths: correlation must lie in [-1, 1], not {self.correlation}")
+        for name in ("prompt", "output"):
+            if below_one(getattr(self, name)) == 1.0:
+                raise TraceError(
+                    f"lengths: every {name} drawn has 0 tokens; no engine serves less than 1: give 1 or more"
+                )
+
+    def notes(self) -> tuple[str, ...]:
+        """What a draw does not take from its distribution as it stands: lengths below one token become 1."""
+        shares = {name: below_one(getattr(self, name)) for name in ("prompt", "output")}
+        return tuple(
+            f"{100 * share:.2g} % of the {name} lengths are drawn below 1 token and become 1"
+            for name, share in shares.items()
+            if share > 0
+        )
 
     def sample(self, n: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
         """``n`` pairs (prompt_tokens, output_tokens), each >= 1."""

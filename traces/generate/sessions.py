@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.core.errors import TraceError
-from traces.generate.distributions import Distribution, Fixed, whole
+from traces.generate.distributions import Distribution, Fixed, below_one, whole
 from traces.generate.lengths import Lengths, coupled_uniforms
 from traces.trace import Floats, Ints, PrefixBlocks
 
@@ -51,6 +51,10 @@ class Sessions:
         for name, low in (("shared_prefix_tokens", 0), ("groups", 1), ("block_tokens", 1), ("zipf", 0)):
             if not getattr(self, name) >= low:
                 raise TraceError(f"sessions: {name} must be >= {low}, not {getattr(self, name)}")
+        for name in ("turns", "new_tokens"):
+            drawn = getattr(self, name)
+            if drawn is not None and below_one(drawn) == 1.0:
+                raise TraceError(f"sessions: every value drawn for {name} is 0: give 1 or more")
         if not 0 <= self.edit_probability <= 1:
             raise TraceError(f"sessions: edit_probability must lie in [0, 1], not {self.edit_probability}")
         if not -1 <= self.turns_correlation <= 1:

@@ -58,7 +58,7 @@ def synthesize(
     if sessions is None:
         times = arrivals.times(num_requests, generators.arrivals)
         prompt, output = lengths.sample(num_requests, generators.lengths)
-        return Trace(arrival=times, prompt_tokens=prompt, output_tokens=output, source=source)
+        return Trace(times, prompt, output, source=source, notes=lengths.notes())
     turns = _first_turns(arrivals, lengths, sessions, num_requests, generators)
     prefix = prefix_blocks(turns, sessions, generators.sessions)
     order = np.argsort(turns.arrival, kind="stable")
@@ -72,6 +72,7 @@ def synthesize(
         think_time=turns.think_time[order] if closed else None,
         prefix=prefix.take(order),
         source=source,
+        notes=lengths.notes(),
     )
 
 
