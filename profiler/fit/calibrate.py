@@ -18,7 +18,7 @@ from simulator.cost.kernels import Ceilings
 from simulator.cost.laws import gemm_points
 
 Progress = Callable[[str], None]
-MINIMUM = 60  # points of one operator and format worth a fit
+MINIMUM = 40  # points of one operator and format worth a fit
 USELESS = 0.3  # held-out error beyond which a near relation's kernels are the better guess
 NETWORK = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 

@@ -17,6 +17,7 @@ FREE = (
     "last_wave",
 )  # unbounded as they are; every other constant is positive: its logarithm
 EVALUATIONS = 30
+CLIP = 0.7  # a point that misses by more, in the logarithm, is an outlier
 REFINE = 8  # of a start that other points of the same table gave
 
 
@@ -46,10 +47,18 @@ def fit_constants(
     def constants(x: Floats) -> dict[str, float]:
         return {n: float(v) if _free(n) else float(np.exp(v)) for n, v in zip(names, x, strict=True)} | dict(switches)
 
-    def residuals(x: Floats) -> Floats:
-        found = np.log(law.seconds(constants(x), ceilings, number, sample)) - target
-        return np.concatenate([np.clip(found, -0.7, 0.7), 0.02 * (x - start)])
+    def misses(x: Floats) -> Floats:
+        return np.asarray(np.log(law.seconds(constants(x), ceilings, number, sample)) - target)
 
+    def residuals(x: Floats, clip: float = CLIP) -> Floats:
+        return np.concatenate([np.clip(misses(x), -clip, clip), 0.02 * (x - start)])
+
+    if np.mean(np.abs(misses(start)) > CLIP) > 0.1:
+        # Much slower or faster than the start: clipped points pull at nothing, so first the scale, every point heard.
+        far = least_squares(
+            residuals, start, loss="soft_l1", f_scale=0.3, max_nfev=EVALUATIONS, diff_step=[1e-3], args=(np.inf,)
+        )
+        start = far.x
     evaluations = REFINE if near else EVALUATIONS
     result = least_squares(residuals, start, loss="soft_l1", f_scale=0.03, max_nfev=evaluations, diff_step=[1e-3])
     return {n: float(f"{v:.6g}") for n, v in constants(result.x).items()}

@@ -178,7 +178,7 @@ class Calibrated:
             latent = operator.replace("decode_attention", "latent_decode").replace(
                 "prefill_attention", "latent_prefill"
             )
-            for kv in ("fp8", "bf16") if element < 1.5 else ("bf16",):
+            for kv in _cached_as(element):
                 if (latent, kv) in fits:
                     return fits[latent, kv], element
             return None
@@ -186,7 +186,7 @@ class Calibrated:
             return None
         element = shape.bytes_per_context / (2.0 * shape.kv_heads * shape.head_dim)
         dim = min(self._heads, key=lambda d: abs(math.log(d / shape.head_dim)))
-        formats = ("fp8", "bf16") if element < 1.5 else ("bf16",)
+        formats = _cached_as(element)
         window = "/windowed" if shape.window and operator == "decode_attention" else ""
         for key in (f"{dim}/{kv}{w}" for w in (window, "") for kv in formats):
             fit = fits.get((operator, key))
@@ -246,6 +246,13 @@ class Calibrated:
         return table
 
 
+def _cached_as(element: float) -> tuple[str, ...]:
+    """Measured KV formats by bytes per element, nearest first."""
+    if element > 3.0:
+        return ("fp32", "bf16")
+    return ("fp8", "bf16", "fp16") if element < 1.5 else ("bf16", "fp16")
+
+
 def _prefill_points(shape: AttentionShape, new: Floats, computed: Floats, element: float) -> Points:
     same = np.ones_like(new)
     if shape.kind != "latent":
@@ -262,6 +269,7 @@ def _prefill_points(shape: AttentionShape, new: Floats, computed: Floats, elemen
 
 # The kernels that run each weight format, nearest first.
 FORMAT_KEYS = {
+    "float32": ("fp32",),
     "bfloat16": ("bf16", "fp16"),
     "float16": ("fp16", "bf16"),
     "fp8": ("fp8", "fp8_block"),
