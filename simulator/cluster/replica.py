@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Callable
 from math import inf, nextafter
 
 from simpy.events import Event
 
 from simulator.cluster.clock import PLAN, Clock
+from simulator.cluster.plan import Group
 from simulator.replica.engine import Engine
 from simulator.replica.pipeline import PipelineEngine
 from simulator.scheduling.request import Request
@@ -20,9 +23,22 @@ class Replica:
     a request reaches it, without events; its records are the same.
     """
 
-    __slots__ = ("_event", "clock", "engine", "watched")
+    __slots__ = ("_event", "_hosts", "clock", "engine", "group", "index", "watched")
 
-    def __init__(self, clock: Clock, engine: Engine | PipelineEngine, *, watched: bool) -> None:
+    def __init__(
+        self,
+        index: int,
+        group: Group,
+        clock: Clock,
+        engine: Engine | PipelineEngine,
+        hosts: array[int],
+        *,
+        watched: bool,
+    ) -> None:
+        """hosts: replica of each row of the trace, written here."""
+        self._hosts = hosts
+        self.index = index
+        self.group = group
         self.clock = clock
         self.engine = engine
         self.watched = watched
@@ -30,6 +46,7 @@ class Replica:
 
     def receive(self, request: Request, now: float) -> None:
         """A request has been routed here."""
+        self._hosts[request.row] = self.index
         engine = self.engine
         if not self.watched:
             if engine.wake_time < now:
@@ -37,6 +54,11 @@ class Replica:
             engine.add(request, now)
         elif engine.add(request, now):
             self._event = self.clock.at(engine.wake_time, PLAN, self._wake)
+
+    def at_next_step(self, action: Callable[[float], None], now: float) -> None:
+        """Call ``action(time)`` when the engine next plans a step: at once if it is idle. Watched replicas only."""
+        if self.engine.at_next_step(action, now):
+            self._event = self.clock.at(self.engine.wake_time, PLAN, self._wake)
 
     def _wake(self, event: Event) -> None:
         if event is not self._event:

@@ -1,25 +1,189 @@
-"""A trace through a replica: builds the parts, runs the clock, returns records."""
+"""A trace through a cluster: builds the parts, runs the clock, returns records."""
 
 from __future__ import annotations
 
 from math import inf
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TypedDict, Unpack
 
 from simulator.cluster.arrivals import Arrivals, Progress
+from simulator.cluster.cache_events import CacheEvents
+from simulator.cluster.candidates import Candidates
 from simulator.cluster.clock import Clock
+from simulator.cluster.dispatcher import Dispatcher
+from simulator.cluster.plan import ClusterPlan, Group, single
 from simulator.cluster.replica import Replica
 from simulator.core.errors import ScenarioError
+from simulator.core.random import streams
 from simulator.cost.interface import StepCost
 from simulator.kv.pool import BlockPool
 from simulator.kv.prefix import PrefixCache
 from simulator.replica.engine import Engine, Observer
 from simulator.replica.pipeline import PipelineEngine
-from simulator.replica.recorder import Recorder
+from simulator.replica.recorder import Columns, Recorder, join_steps
 from simulator.replica.records import SimulationRecords
-from simulator.scheduling import POLICIES, EngineArgs, EngineState, resolve
+from simulator.replica.steps import OnFinish
+from simulator.routing import ROUTERS, Fleet, Needs, Surroundings
+from simulator.routing.prefix_index import PrefixIndex
+from simulator.scheduling import POLICIES, EngineArgs, EngineState
 from traces.trace import Trace
+
+
+class Options(TypedDict, total=False):
+    """How to run.
+
+    closed_loop_users: ignore arrival times; so many users send one request after the other.
+    horizon_s: stop then, with requests in flight; None: until every request has ended.
+    seed: of the routers' and other policies' random draws.
+    step_mode: plan every step on its own instead of in spans; same records.
+    observer: watches every plan; sequential: see ``Engine``.
+    """
+
+    closed_loop_users: int | None
+    horizon_s: float | None
+    seed: int
+    step_mode: bool
+    progress: Progress | None
+    observer: Observer | None
+    sequential: bool
+
+
+class Simulation:
+    """A cluster and its requests, ready to run once; ``replicas`` may be looked at after."""
+
+    def __init__(self, trace: Trace, cluster: ClusterPlan, **options: Unpack[Options]) -> None:
+        """Raises ScenarioError when trace and engines do not fit together, PolicyError for wrong policies."""
+        self.trace, self.cluster, self._options = trace, cluster, options
+        self.clock = Clock()
+        self.columns = Columns(len(trace))
+        groups = cluster.groups
+        self._member = [g for g, group in enumerate(groups) for _ in range(group.count)]
+        candidates = Candidates(trace, groups, self._member, roles=("both", "prefill"))
+        self.columns.reject(candidates.nobody)
+        self.arrivals = Arrivals(
+            self.clock,
+            trace,
+            skip=candidates.nobody,
+            users=options.get("closed_loop_users"),
+            block_size=_block_size(trace, groups),
+            use_prefix=any(group.args.enable_prefix_caching for group in groups),
+            progress=options.get("progress"),
+        )
+        pass_on = self.arrivals.finished if self.arrivals.has_feedback else None
+        self.replicas: list[Replica] = []
+        self._events: list[CacheEvents] = []
+        if len(self._member) == 1:
+            self._add_replica(0, pass_on)
+            self.deliver = self.replicas[0].receive
+            return
+        self.around = around = self._surroundings()
+        router = ROUTERS.get(cluster.router.policy)(around, cluster.router.options)
+        dispatcher = Dispatcher(self.replicas, router, around.fleet, candidates, pass_on)
+        for index in range(len(self._member)):
+            self._add_replica(index, dispatcher.finished_on(index))
+            if router.needs & Needs.CACHES:
+                self._events.append(CacheEvents(self.replicas[index].engine.state.pool, index, around.blocks))
+        self.deliver = dispatcher.deliver
+
+    def run(self) -> SimulationRecords:
+        """Run the clock, return what happened."""
+        trace, horizon_s = self.trace, self._options.get("horizon_s")
+        self.arrivals.start(self.deliver)
+        self.clock.run(until=horizon_s)
+        stop = inf if horizon_s is None else horizon_s
+        engines = [replica.engine for replica in self.replicas]
+        for engine in engines:
+            engine.run_until(stop)
+            engine.close(stop)
+        steps, bases = zip(*(engine.recorder.steps() for engine in engines), strict=True)
+        busy_until = max(engine.busy_until for engine in engines)
+        return SimulationRecords(
+            requests=self.columns.requests(
+                self.arrivals.arrival, trace.prompt_tokens, trace.output_tokens, list(bases), until=stop
+            ),
+            steps=join_steps(list(steps)),
+            end=max(busy_until, float(self.clock.now)) if horizon_s is None else horizon_s,
+            num_gpu_blocks=tuple(replica.group.num_gpu_blocks for replica in self.replicas),
+            block_size=self.cluster.groups[0].args.block_size,
+            num_events=self.clock.num_events,
+            tokens_recomputed=sum(lane.tokens_recomputed for engine in engines for lane in engine.state.lanes),
+        )
+
+    # -- building ------------------------------------------------------------------------------------------------
+
+    def _add_replica(self, index: int, on_finish: OnFinish | None) -> None:
+        group = self.cluster.groups[self._member[index]]
+        recorder = Recorder(self.columns, index)
+        options = self._options
+        policy = POLICIES.get(group.args.policy)(group.args)
+        state = make_state(group.args, group.num_gpu_blocks, group.cost, self.trace, grows=policy.grows)
+        engine: Engine | PipelineEngine
+        if group.args.pipeline_parallel_size > 1:
+            engine = PipelineEngine(
+                state,
+                policy,
+                group.cost,
+                recorder,
+                stages=group.args.pipeline_parallel_size,
+                on_finish=on_finish,
+                observer=options.get("observer"),
+            )
+        else:
+            engine = Engine(
+                state,
+                policy,
+                group.cost,
+                recorder,
+                step_mode=options.get("step_mode", False),
+                sequential=options.get("sequential", False),
+                on_finish=on_finish,
+                observer=options.get("observer"),
+            )
+        self.replicas.append(
+            Replica(index, group, self.clock, engine, self.columns.replica, watched=on_finish is not None)
+        )
+
+    def _surroundings(self) -> Surroundings:
+        """What routers see; filled in as the simulation runs."""
+        groups = [self.cluster.groups[g] for g in self._member]
+        fleet = Fleet(
+            len(groups),
+            weight=[group.weight for group in groups],
+            num_blocks=[group.num_gpu_blocks - 1 for group in groups],
+            metrics_interval_s=self.cluster.router.metrics_interval_s,
+            scrape=lambda now: self._scrape(fleet, now),
+        )
+        prefix = self.trace.prefix
+        block_size = _block_size(self.trace, self.cluster.groups)
+        return Surroundings(
+            fleet,
+            self.trace,
+            streams(self._options.get("seed", 0)).stream("router"),
+            blocks=PrefixIndex(),
+            block_tokens=max(prefix.block_tokens, block_size) if prefix is not None else 0,
+        )
+
+    def _scrape(self, fleet: Fleet, now: float) -> None:
+        """Read the engines' queues and KV usage as they are at ``now``."""
+        for replica in self.replicas:
+            replica.engine.settle(now)
+            i, state = replica.index, replica.engine.state
+            fleet.waiting[i], fleet.running[i] = len(state.waiting), len(state.running)
+            fleet.free_blocks[i] = state.pool.free
+        for events in self._events:
+            events.deliver()
+
+
+def simulate(
+    trace: Trace,
+    args: EngineArgs,
+    cost: StepCost,
+    num_gpu_blocks: int,
+    *,
+    max_model_len: int = 0,
+    **options: Unpack[Options],
+) -> SimulationRecords:
+    """Serve ``trace`` on one replica: see ``Group`` for the engine's arguments, ``Options`` for the others."""
+    return Simulation(trace, single(args, cost, num_gpu_blocks, max_model_len=max_model_len), **options).run()
 
 
 def make_state(args: EngineArgs, num_gpu_blocks: int, cost: StepCost, trace: Trace, *, grows: bool) -> EngineState:
@@ -42,132 +206,14 @@ def make_state(args: EngineArgs, num_gpu_blocks: int, cost: StepCost, trace: Tra
     return state
 
 
-def _never_fits(trace: Trace, capacity: int, max_model_len: int) -> NDArray[np.bool_]:
-    """Rows no engine could serve: longer than the model's limit, or than the whole KV cache.
-
-    The last token needs no KV of its own. vLLM answers such requests with an error when they arrive.
-    """
-    longest = min(capacity + 1, max_model_len) if max_model_len else capacity + 1
-    return np.asarray(trace.prompt_tokens + trace.output_tokens > longest)
-
-
-class Simulation:
-    """One replica, its engine and its requests, ready to run once; ``state`` and ``engine`` may be looked at after."""
-
-    def __init__(
-        self,
-        trace: Trace,
-        args: EngineArgs,
-        cost: StepCost,
-        num_gpu_blocks: int,
-        *,
-        max_model_len: int = 0,
-        closed_loop_users: int | None = None,
-        horizon_s: float | None = None,
-        step_mode: bool = False,
-        progress: Progress | None = None,
-        observer: Observer | None = None,
-        sequential: bool = False,
-    ) -> None:
-        """Arguments and errors of ``simulate``."""
-        args = resolve(args)
-        policy = POLICIES.get(args.policy)(args)
-        self.trace, self.num_gpu_blocks, self.horizon_s = trace, num_gpu_blocks, horizon_s
-        self.clock = Clock()
-        self.state = state = make_state(args, num_gpu_blocks, cost, trace, grows=policy.grows)
-        self.recorder = Recorder(len(trace))
-        rejected = _never_fits(trace, state.pool.num_blocks * args.block_size, max_model_len or args.max_model_len)
-        self.recorder.reject(rejected)
-        self.arrivals = Arrivals(
-            self.clock,
-            trace,
-            skip=rejected,
-            users=closed_loop_users,
-            block_size=args.block_size,
-            use_prefix=bool(args.enable_prefix_caching),
-            progress=progress,
+def _block_size(trace: Trace, groups: tuple[Group, ...]) -> int:
+    """Block size that a request's ids are made for; where a trace's blocks are larger, any engine's will do."""
+    caching = {group.args.block_size for group in groups if group.args.enable_prefix_caching}
+    if trace.prefix is not None and len(caching) > 1 and max(caching) > trace.prefix.block_tokens:
+        raise ScenarioError(
+            f"engines with blocks of {sorted(caching)} tokens cannot share a trace whose prefix blocks have "
+            f"{trace.prefix.block_tokens} tokens.",
+            where=trace.source,
+            remedy="Give every engine the same block_size, or one that divides the trace's blocks.",
         )
-        on_finish = self.arrivals.finished if self.arrivals.has_feedback else None
-        self.engine: Engine | PipelineEngine
-        if args.pipeline_parallel_size > 1:
-            self.engine = PipelineEngine(
-                state,
-                policy,
-                cost,
-                self.recorder,
-                stages=args.pipeline_parallel_size,
-                on_finish=on_finish,
-                observer=observer,
-            )
-        else:
-            self.engine = Engine(
-                state,
-                policy,
-                cost,
-                self.recorder,
-                step_mode=step_mode,
-                sequential=sequential,
-                on_finish=on_finish,
-                observer=observer,
-            )
-
-    def run(self) -> SimulationRecords:
-        """Run the clock, return what happened."""
-        trace, engine, horizon_s = self.trace, self.engine, self.horizon_s
-        replica = Replica(self.clock, engine, watched=self.arrivals.has_feedback)
-        self.arrivals.start(replica.receive)
-        self.clock.run(until=horizon_s)
-        stop = inf if horizon_s is None else horizon_s
-        engine.run_until(stop)
-        engine.close(stop)
-        steps = self.recorder.steps()
-        return SimulationRecords(
-            requests=self.recorder.requests(
-                self.arrivals.arrival, trace.prompt_tokens, trace.output_tokens, until=stop
-            ),
-            steps=steps,
-            end=max(engine.busy_until, float(self.clock.now)) if horizon_s is None else horizon_s,
-            num_gpu_blocks=(self.num_gpu_blocks,),
-            block_size=self.state.block_size,
-            num_events=self.clock.num_events,
-            tokens_recomputed=sum(lane.tokens_recomputed for lane in self.state.lanes),
-        )
-
-
-def simulate(
-    trace: Trace,
-    args: EngineArgs,
-    cost: StepCost,
-    num_gpu_blocks: int,
-    *,
-    max_model_len: int = 0,
-    closed_loop_users: int | None = None,
-    horizon_s: float | None = None,
-    step_mode: bool = False,
-    progress: Progress | None = None,
-    observer: Observer | None = None,
-    sequential: bool = False,
-) -> SimulationRecords:
-    """Serve ``trace`` on one replica.
-
-    num_gpu_blocks: KV blocks as vLLM counts them (its null block included).
-    max_model_len: requests whose prompt and output exceed it are rejected (0: that of ``args``, where 0 is no limit).
-    closed_loop_users: ignore arrival times; so many users send one request after the other.
-    horizon_s: stop then, with requests in flight; None: until every request has ended.
-    step_mode: plan every step on its own instead of in spans; same records.
-    observer: watches every plan; sequential: see ``Engine``.
-    Raises ScenarioError when trace and engine do not fit together, PolicyError when policy and arguments do not.
-    """
-    return Simulation(
-        trace,
-        args,
-        cost,
-        num_gpu_blocks,
-        max_model_len=max_model_len,
-        closed_loop_users=closed_loop_users,
-        horizon_s=horizon_s,
-        step_mode=step_mode,
-        progress=progress,
-        observer=observer,
-        sequential=sequential,
-    ).run()
+    return max(caching, default=groups[0].args.block_size)

@@ -12,10 +12,12 @@ are kept as a *run* of consecutive positions, cut only where another request's h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import repeat
 
 from simulator.kv.pool import BlockPool
+
+Listener = Callable[[Sequence[int]], None]
 
 
 class Run:
@@ -64,7 +66,7 @@ NO_HIT = Hit([], 0, 0)
 class PrefixCache(BlockPool):
     """A block pool whose free blocks keep their content until they are needed."""
 
-    __slots__ = ("_index", "_order", "unit")
+    __slots__ = ("_index", "_order", "_removed", "_stored", "unit")
 
     def __init__(self, num_blocks: int, block_size: int, unit: int = 1) -> None:
         """unit: engine blocks per id of ``BlockTable.ids``."""
@@ -76,6 +78,15 @@ class PrefixCache(BlockPool):
         )  # sentinel (its ids are not ANONYMOUS) of the eviction order: order.next is evicted first
         order.next = order.previous = order
         self._order = order
+        self._stored: Listener | None = None
+        self._removed: Listener | None = None
+
+    def publish(self, stored: Listener, removed: Listener) -> None:
+        """Tell of every block id that somebody can hit from now on, and of every one that nobody can any more.
+
+        As vLLM's KV cache events do (``BlockStored``, ``BlockRemoved``). ``stored`` may name an id again.
+        """
+        self._stored, self._removed = stored, removed
 
     # -- lookup ------------------------------------------------------------------------------------------------
 
@@ -207,6 +218,8 @@ class PrefixCache(BlockPool):
         found = self._index[block_id]
         if found is run:
             del self._index[block_id]
+            if self._removed is not None:
+                self._removed((block_id,))
         else:
             assert isinstance(found, list)
             found.remove(run)
@@ -231,6 +244,8 @@ class PrefixCache(BlockPool):
             runs.append(last)
             first_id = start // self.unit
         new = table.ids[first_id : -(-end // self.unit)]
+        if self._stored is not None:
+            self._stored(new)
         if self._index.keys().isdisjoint(new):
             self._index.update(zip(new, repeat(last), strict=False))
             return

@@ -89,20 +89,21 @@ def num_replicas(records: SimulationRecords) -> int:
 def token_ranges(records: SimulationRecords, clock: TokenClock) -> TokenRanges:
     """Gather the ranges of the columns and of ``extra_ranges``, in time order per request."""
     requests = records.requests
-    extra = requests.extra_ranges.reshape(-1, 4)
+    extra = requests.extra_ranges.reshape(-1, 5)
     routed = np.flatnonzero((requests.replica >= 0) & ~np.isnan(requests.first_token))
     owner = np.concatenate([extra[:, 0].astype(np.int64), routed])
     start = np.concatenate([extra[:, 3], requests.range_start[routed]])
     begin = np.concatenate([extra[:, 1].astype(np.int64), requests.first_token_step[routed]])
     end = np.concatenate([extra[:, 2].astype(np.int64), requests.last_token_step[routed]])
     start = np.where(np.isnan(start), requests.first_token[owner], start)
+    replica = np.concatenate([extra[:, 4].astype(np.int64), requests.replica[routed]])
     if len(extra):
         order = np.lexsort((begin, start, owner))
         # A request preempted and never resumed may name its last range twice: once there, once here.
         order = order[_is_new(owner[order], start[order], begin[order])]
-        owner, start, begin, end = owner[order], start[order], begin[order], end[order]
+        owner, start, begin, end, replica = owner[order], start[order], begin[order], end[order], replica[order]
     empty = (begin < 0) | (end <= begin)
-    offset = clock.offsets[requests.replica[owner]]
+    offset = clock.offsets[replica]
     begin = np.where(empty, 0, begin) + offset
     end = np.where(empty, begin, end + offset)
     end_time = start.copy()

@@ -13,9 +13,18 @@ from __future__ import annotations
 from math import inf, sqrt
 from typing import Protocol
 
-from simulator.cost.interface import StepCost
+from simulator.cost.interface import StepCost, uneven_cost
 from simulator.replica.recorder import BUFFER, Recorder
-from simulator.replica.steps import OnFinish, apply_step, batch_sums, record_moves, record_unfinished, release_ended
+from simulator.replica.steps import (
+    Action,
+    OnFinish,
+    apply_step,
+    batch_spread,
+    batch_sums,
+    record_moves,
+    record_unfinished,
+    release_ended,
+)
 from simulator.scheduling.policy import Policy
 from simulator.scheduling.request import Request
 from simulator.scheduling.state import EngineState
@@ -38,6 +47,7 @@ class Engine:
     """A replica's engine. The cluster calls ``add`` when a request arrives and ``run_until`` past ``wake_time``."""
 
     __slots__ = (
+        "_actions",
         "_begin",
         "_bounded",
         "_curve",
@@ -45,11 +55,11 @@ class Engine:
         "_half",
         "_lead",
         "_pending",
-        "_recorder",
         "_row",
         "_sequential",
         "_step_mode",
         "_steps_done",
+        "_uneven",
         "_version",
         "busy_until",
         "cost",
@@ -58,6 +68,7 @@ class Engine:
         "observer",
         "on_finish",
         "policy",
+        "recorder",
         "state",
         "wake_time",
     )
@@ -80,16 +91,19 @@ class Engine:
         self.state = state
         self.policy = policy
         self.cost = cost
+        self._uneven = uneven_cost(cost)
+        state.uneven = self._uneven is not None
         self.on_finish = on_finish
         self.observer = observer
         self.eager = on_finish is not None or observer is not None  # finishes must be seen when they happen
         self.wake_time = inf
         self.busy_until = 0.0  # end of the last planned step
         self.last_token_time = 0.0  # end of the last planned step that made decode tokens
-        self._recorder = recorder
+        self.recorder = recorder
         self._step_mode = step_mode
         self._sequential = sequential
         self._lead = 1 if state.args.async_scheduling else 0
+        self._actions: list[Action] = []  # to do before the next step is planned
         self._pending = 0  # steps of the span in flight that are planned but not applied
         # The span: step k (from 1) ends at _begin + k * (_half + _curve * k), so it lasts _half + _curve * (2 k - 1).
         self._begin = self._half = self._curve = 0.0
@@ -110,18 +124,46 @@ class Engine:
             return True
         return cut and self._pending > 1 and self._cut(now)
 
+    def at_next_step(self, action: Action, now: float) -> bool:
+        """Call ``action(time)`` before the next step is planned, or at once when idle. True when ``wake_time`` changed.
+
+        How everything that is not an arrival reaches an engine: what runs is never changed, only what runs next.
+        """
+        self._actions.append(action)
+        if self.wake_time == inf:
+            self.wake_time = now
+            return True
+        return self._pending > 1 and self._cut(now)
+
+    def settle(self, now: float) -> None:
+        """Bring ``state`` to what it is at ``now``, in the middle of a span too. Changes nothing that happens."""
+        if self.wake_time < now:
+            self.run_until(now)
+        done = self._steps_before(now)
+        if done:
+            self._steps_done += done
+            self._pending -= done
+            self.state.advance(done)
+        if self._pending and self.state.caching:
+            self.state.evict_ahead()
+
     def run_until(self, time: float) -> None:
         """Do all that happens before ``time``: apply what ran, let finished requests go, plan what runs next."""
         state = self.state
         releasing = state.releasing
         schedule = self.policy.schedule
         observer = self.observer
+        actions = self._actions
         now = self.wake_time
         while now < time:
             if self._pending:
                 self._apply()
             if releasing and releasing[0][0] <= now:
-                release_ended(state, self._recorder, now, self.on_finish)
+                release_ended(state, self.recorder, now, self.on_finish)
+            if actions:
+                due, actions[:] = actions[:], []
+                for action in due:
+                    action(now)
             if observer is not None:
                 observer.settled(now, state)
             begin = self.busy_until
@@ -149,8 +191,8 @@ class Engine:
         if self._row is not None:
             self._close_row()
         state = self.state
-        release_ended(state, self._recorder, time, self.on_finish)
-        record_unfinished(state, self._recorder)
+        release_ended(state, self.recorder, time, self.on_finish)
+        record_unfinished(state, self.recorder)
 
     # -- planning ----------------------------------------------------------------------------------------------
 
@@ -164,7 +206,13 @@ class Engine:
             batch = state.num_decodes
             context = state.computed_sum + batch
             windowed = 0 if state.window is None else state.windowed_sum
-            first, increment, self._bounded = self.cost.decode(batch, context, windowed, state.growing)
+            if self._uneven is None:
+                first, increment, self._bounded = self.cost.decode(batch, context, windowed, state.growing)
+            else:
+                longest, squares = state.spread()
+                first, increment, self._bounded = self._uneven.decode(
+                    batch, context, windowed, state.growing, longest, squares
+                )
             self._curve = curve = increment * 0.5
             self._half = first - curve
             self._begin = begin
@@ -218,6 +266,19 @@ class Engine:
         self.wake_time = wake
         return True
 
+    def _steps_before(self, now: float) -> int:
+        """Pending steps that step-by-step planning would have applied before ``now``."""
+        if self._pending <= 1:
+            return 0
+        half, curve = self._half, self._curve
+        elapsed = max(now - self._begin, 0.0)
+        step = int(2 * elapsed / (half + sqrt(half * half + 4 * curve * elapsed))) if elapsed else 0
+        while self._end(step + 1) < now:
+            step += 1
+        while step >= 0 and self._end(step) >= now:
+            step -= 1
+        return min(max(step + self._lead - self._steps_done, 0), self._pending - 1)
+
     def _apply(self) -> None:
         """The pending steps of the span have been computed (or, the last one, are in flight)."""
         state = self.state
@@ -237,7 +298,7 @@ class Engine:
         if self._row is not None:
             self._close_row()
         self._version = -1
-        recorder = self._recorder
+        recorder = self.recorder
         state = self.state
         if step.admitted or step.preempted:
             record_moves(state, step, recorder, now, self.last_token_time)
@@ -247,7 +308,12 @@ class Engine:
         context, windowed = batch_sums(state, step) if batch else (0, 0)
         seconds = step.extra_s
         if batch or step.chunks:  # else it only copies blocks
-            seconds += self.cost.mixed(batch, context, windowed, step.chunks, batch + len(step.completed))
+            sampled = batch + len(step.completed)
+            if self._uneven is None:
+                seconds += self.cost.mixed(batch, context, windowed, step.chunks, sampled)
+            else:
+                longest, squares = batch_spread(state, step) if batch else (0, 0)
+                seconds += self._uneven.mixed(batch, context, windowed, step.chunks, sampled, longest, squares)
         self.busy_until = end = begin + seconds
         running = len(state.prefilling) + state.num_decodes + len(step.completed)  # who ended before left out
         apply_step(state, step, recorder, end, self.last_token_time)
@@ -279,7 +345,7 @@ class Engine:
         if self._steps_done:
             first, increment = self._half + self._curve, 2 * self._curve
             free = self.state.pool.free
-            buffer = self._recorder.span_buffer
+            buffer = self.recorder.span_buffer
             buffer.extend((self._begin, first, increment, context, self._steps_done, batch, waiting, running, free))
             if len(buffer) > BUFFER:
-                self._recorder.flush()
+                self.recorder.flush()

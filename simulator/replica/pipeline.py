@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections import deque
 from math import inf
 
-from simulator.cost.interface import StepCost
+from simulator.cost.interface import StepCost, uneven_cost
 from simulator.replica.engine import Observer
 from simulator.replica.recorder import BUFFER, Recorder
 from simulator.replica.steps import (
+    Action,
     OnFinish,
     apply_step,
+    batch_spread,
     batch_sums,
     record_moves,
     record_unfinished,
@@ -34,16 +36,18 @@ class PipelineEngine:
     """Same calls as ``Engine``. ``cost`` prices one stage, its send to the next one included."""
 
     __slots__ = (
+        "_actions",
         "_flying",
         "_free",
         "_last_token_time",
-        "_recorder",
         "_stages",
+        "_uneven",
         "busy_until",
         "cost",
         "observer",
         "on_finish",
         "policy",
+        "recorder",
         "state",
         "wake_time",
     )
@@ -62,13 +66,16 @@ class PipelineEngine:
         self.state = state
         self.policy = policy
         self.cost = cost
+        self._uneven = uneven_cost(cost)
+        state.uneven = self._uneven is not None
         self.on_finish = on_finish
         self.observer = observer
         self.wake_time = inf
         self.busy_until = 0.0
-        self._recorder = recorder
+        self.recorder = recorder
         self._stages = [0.0] * stages  # s, when each stage is free
         self._flying: deque[tuple[float, EngineState]] = deque()  # (when the batch comes out, its lane)
+        self._actions: list[Action] = []
         policy.prepare(state)
         self._free = deque([state, *(state.add_lane() for _ in range(stages - 1))])
         self._last_token_time = [0.0] * stages  # s, per lane
@@ -81,13 +88,30 @@ class PipelineEngine:
             return True
         return False
 
+    def at_next_step(self, action: Action, now: float) -> bool:
+        """See ``Engine``: here, when the next batch comes out."""
+        self._actions.append(action)
+        if self.wake_time == inf:
+            self.wake_time = now
+            return True
+        return False
+
+    def settle(self, now: float) -> None:
+        """Bring ``state`` to what it is at ``now``."""
+        if self.wake_time < now:
+            self.run_until(now)
+
     def run_until(self, time: float) -> None:
         """Do all that happens before ``time``."""
         now = self.wake_time
         while now < time:
             if self._flying and self._flying[0][0] <= now:
                 self._free.appendleft(self._flying.popleft()[1])
-            release_ended(self.state, self._recorder, now, self.on_finish)
+            release_ended(self.state, self.recorder, now, self.on_finish)
+            if self._actions:
+                due, self._actions[:] = self._actions[:], []
+                for action in due:
+                    action(now)
             if self.observer is not None:
                 self.observer.settled(now, self.state)
             while self._free and self._plan(self._free[0], now):
@@ -97,8 +121,8 @@ class PipelineEngine:
 
     def close(self, time: float) -> None:
         """Write down the requests still here; call once, when the simulation stops at ``time``."""
-        release_ended(self.state, self._recorder, time, self.on_finish)
-        record_unfinished(self.state, self._recorder)
+        release_ended(self.state, self.recorder, time, self.on_finish)
+        record_unfinished(self.state, self.recorder)
 
     def _plan(self, lane: EngineState, now: float) -> bool:
         """Plan, price and apply one batch; False when there is nothing to compute."""
@@ -108,18 +132,24 @@ class PipelineEngine:
                 return False
             if self.observer is not None and (step.decodes or step.chunks):
                 self.observer.planned(now, now, step, lane)
-            record_moves(lane, step, self._recorder, now, self._last_token_time[lane.lane])
+            record_moves(lane, step, self.recorder, now, self._last_token_time[lane.lane])
             if step.decodes or step.chunks:
                 break
             if self._flying:
                 return False  # somebody gave way; what that made room for is seen when the next batch comes out
         batch = lane.num_decodes - len(step.held) if step.decodes else 0
         context, windowed = batch_sums(lane, step) if batch else (0, 0)
-        seconds = self.cost.mixed(batch, context, windowed, step.chunks, batch + len(step.completed)) + step.extra_s
+        sampled = batch + len(step.completed)
+        if self._uneven is None:
+            seconds = self.cost.mixed(batch, context, windowed, step.chunks, sampled) + step.extra_s
+        else:
+            longest, squares = batch_spread(lane, step) if batch else (0, 0)
+            seconds = self._uneven.mixed(batch, context, windowed, step.chunks, sampled, longest, squares)
+            seconds += step.extra_s
         end = now
         for stage, free in enumerate(self._stages):
             end = self._stages[stage] = max(end, free) + seconds
-        apply_step(lane, step, self._recorder, end, self._last_token_time[lane.lane])
+        apply_step(lane, step, self.recorder, end, self._last_token_time[lane.lane])
         if batch:
             self._last_token_time[lane.lane] = end
         self.busy_until = end
@@ -128,7 +158,7 @@ class PipelineEngine:
 
     def _write_row(self, lane: EngineState, step: Step, batch: int, context: int, start: float, seconds: float) -> None:
         """The row is the batch's time in the last stage: rows do not overlap, and tokens come at their end."""
-        recorder = self._recorder
+        recorder = self.recorder
         recorder.lanes.append(lane.lane)
         recorder.mixed_buffer.extend(
             (

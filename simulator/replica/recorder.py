@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,96 @@ from simulator.scheduling.state import LANE_STEPS
 NEVER = float("nan")
 
 
-class Recorder:
-    """Typed arrays: 8 bytes a time, 4 a count. One row per request, one per span of equal steps."""
+class Columns:
+    """One row per request of the trace, whichever replica it is on: 8 bytes a time, 4 a count."""
 
     __slots__ = (
-        "_bases",
+        "cached",
+        "extra_ranges",
+        "finish",
+        "first_step",
+        "first_token",
+        "last_step",
+        "preemptions",
+        "range_start",
+        "replica",
+        "scheduled",
+        "status",
+    )
+
+    def __init__(self, num_requests: int) -> None:
+        n = num_requests
+        self.scheduled = array("d", [NEVER]) * n
+        self.first_token = array("d", [NEVER]) * n
+        self.finish = array("d", [NEVER]) * n
+        self.range_start = array("d", [NEVER]) * n
+        self.first_step = array("i", [0]) * n
+        self.last_step = array("i", [0]) * n
+        self.cached = array("i", [0]) * n
+        self.preemptions = array("i", [0]) * n
+        self.status = array("b", [Status.IN_FLIGHT]) * n
+        self.replica = array("h", [-1]) * n
+        self.extra_ranges: list[tuple[int, int, int, float, int]] = []  # (row, first, last, start, replica)
+
+    def reject(self, rows: NDArray[np.bool_]) -> None:
+        """Requests that never reach a replica."""
+        for row in np.flatnonzero(rows).tolist():
+            self.status[row] = Status.REJECTED
+
+    def requests(
+        self, arrival: NDArray[np.float64], prompt: Any, output: Any, bases: list[NDArray[np.int64]], *, until: float
+    ) -> RequestRecords:
+        """Request columns; ``arrival``, ``prompt`` and ``output`` in trace order.
+
+        bases: of each replica, what ``Recorder.steps`` added to the token steps of its lanes.
+        until: when the simulation stopped; a first token that was still being computed then is not known, s.
+        """
+
+        def column(values: array[Any]) -> NDArray[np.int64]:
+            return np.frombuffer(values, dtype=np.dtype(values.typecode)).astype(np.int64)
+
+        def times(values: array[float]) -> NDArray[np.float64]:
+            return np.frombuffer(values, dtype=np.float64).copy()
+
+        first_token = times(self.first_token)
+        first_token[first_token > until] = NEVER
+        extra = np.array(self.extra_ranges, dtype=np.float64).reshape(-1, 5)
+        replica, hosts = column(self.replica), extra[:, 4].astype(np.int64)
+        for k in (1, 2):
+            extra[:, k] = _number(extra[:, k].astype(np.int64), hosts, bases)
+        return RequestRecords(
+            arrival=arrival,
+            scheduled=times(self.scheduled),
+            first_token=first_token,
+            finish=times(self.finish),
+            prompt_tokens=np.asarray(prompt, dtype=np.int64),
+            output_tokens=np.asarray(output, dtype=np.int64),
+            cached_tokens=column(self.cached),
+            preemptions=column(self.preemptions),
+            status=column(self.status),
+            replica=replica,
+            first_token_step=_number(column(self.first_step), replica, bases),
+            last_token_step=_number(column(self.last_step), replica, bases),
+            extra_ranges=extra[np.lexsort((extra[:, 1], extra[:, 3], extra[:, 0]))],
+            range_start=times(self.range_start),
+        )
+
+
+def _number(token_step: NDArray[np.int64], replica: NDArray[np.int64], bases: list[NDArray[np.int64]]) -> Any:
+    """Token step counts of lanes as ``Recorder.steps`` numbers them."""
+    if max((len(base) for base in bases), default=1) == 1:
+        return token_step
+    table = np.zeros((len(bases), max(len(base) for base in bases)), dtype=np.int64)
+    for i, base in enumerate(bases):
+        table[i, : len(base)] = base
+    lane = np.minimum(token_step // LANE_STEPS, table.shape[1] - 1)
+    return token_step - lane * LANE_STEPS + table[replica, lane]
+
+
+class Recorder:
+    """What one replica writes: the rows of its requests in the shared columns, and one row per span of equal steps."""
+
+    __slots__ = (
         "cached",
         "extra_ranges",
         "finish",
@@ -37,19 +123,15 @@ class Recorder:
         "status",
     )
 
-    def __init__(self, num_requests: int) -> None:
-        n = num_requests
-        self.scheduled = array("d", [NEVER]) * n
-        self.first_token = array("d", [NEVER]) * n
-        self.finish = array("d", [NEVER]) * n
-        self.range_start = array("d", [NEVER]) * n
-        self.first_step = array("i", [0]) * n
-        self.last_step = array("i", [0]) * n
-        self.cached = array("i", [0]) * n
-        self.preemptions = array("i", [0]) * n
-        self.status = array("b", [Status.IN_FLIGHT]) * n
-        self.replica = array("h", [0]) * n
-        self.extra_ranges: list[tuple[int, int, int, float]] = []
+    def __init__(self, columns: Columns, replica: int = 0) -> None:
+        self.replica = replica
+        # The shared columns once more: one look-up less on the hot path.
+        self.scheduled, self.first_token, self.finish = columns.scheduled, columns.first_token, columns.finish
+        self.range_start, self.first_step, self.last_step = columns.range_start, columns.first_step, columns.last_step
+        self.cached = columns.cached
+        self.preemptions = columns.preemptions
+        self.status = columns.status
+        self.extra_ranges = columns.extra_ranges
         # Rows of SPAN (steps without prefill) and of MIXED (single steps of any kind), end to end. A list takes a row
         # seven times faster than an array does, an array holds it in a third of the memory: lists fill, arrays keep.
         self.span_buffer: list[float] = []
@@ -64,14 +146,8 @@ class Recorder:
             kept.append(array("d", buffer))
             buffer.clear()
 
-    def reject(self, rows: NDArray[np.bool_]) -> None:
-        """Requests that never reach a replica."""
-        for row in np.flatnonzero(rows).tolist():
-            self.status[row] = Status.REJECTED
-            self.replica[row] = -1
-
-    def steps(self, replica: int = 0) -> StepRecords:
-        """Span and single-step rows of one replica, in order of time. Hands them over: call it once."""
+    def steps(self) -> tuple[StepRecords, NDArray[np.int64]]:
+        """Rows in order of time, and what was added to the token steps of each lane. Hands them over: call it once."""
         self.flush()
         spans = np.concatenate(self.spans).reshape(-1, len(SPAN))
         mixed = np.concatenate(self.mixed).reshape(-1, len(MIXED))
@@ -91,14 +167,15 @@ class Recorder:
         num_steps, num_decodes = count("num_steps", 1), count("num_decodes")
         token_steps = np.where(num_decodes > 0, num_steps, 0)
         lanes = np.frombuffer(self.lanes, dtype=np.int8)[order] if self.lanes else np.zeros(len(order), dtype=np.int8)
-        return StepRecords(
-            replica=np.full(len(order), replica, dtype=np.int64),
+        first, bases = _first_token_steps(token_steps, lanes)
+        rows = StepRecords(
+            replica=np.full(len(order), self.replica, dtype=np.int64),
             start=column("start"),
             step=column("step"),
             increment=column("increment"),
             num_steps=num_steps,
             num_decodes=num_decodes,
-            first_token_step=self._first_token_steps(token_steps, lanes),
+            first_token_step=first,
             prefill_tokens=count("prefill_tokens"),
             num_prefills=count("num_prefills"),
             context_tokens=column("context"),
@@ -107,59 +184,30 @@ class Recorder:
             free_blocks=count("free_blocks"),
             preempted=count("preempted"),
         )
+        return rows, bases
 
-    def _first_token_steps(self, token_steps: NDArray[np.int64], lanes: NDArray[np.int8]) -> NDArray[np.int64]:
-        """Number token steps: those of lane 0, then those of lane 1, ... (a lane's own are consecutive)."""
-        first = np.empty(len(token_steps), dtype=np.int64)
-        self._bases = np.zeros(int(lanes.max(initial=0)) + 1, dtype=np.int64)
-        base = 0
-        for lane in range(len(self._bases)):
-            mine = lanes == lane
-            ends = base + np.cumsum(token_steps[mine])
-            first[mine] = ends - token_steps[mine]
-            self._bases[lane] = base
-            base = int(ends[-1]) if len(ends) else base
-        return first
 
-    def _number(self, token_step: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Token step counts of lanes as ``_first_token_steps`` numbers them."""
-        lane = np.minimum(token_step // LANE_STEPS, len(self._bases) - 1)
-        return np.asarray(token_step - lane * LANE_STEPS + self._bases[lane])
+def _first_token_steps(
+    token_steps: NDArray[np.int64], lanes: NDArray[np.int8]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Number token steps: those of lane 0, then those of lane 1, ... (a lane's own are consecutive)."""
+    first = np.empty(len(token_steps), dtype=np.int64)
+    bases = np.zeros(int(lanes.max(initial=0)) + 1, dtype=np.int64)
+    base = 0
+    for lane in range(len(bases)):
+        mine = lanes == lane
+        ends = base + np.cumsum(token_steps[mine])
+        first[mine] = ends - token_steps[mine]
+        bases[lane] = base
+        base = int(ends[-1]) if len(ends) else base
+    return first, bases
 
-    def requests(self, arrival: NDArray[np.float64], prompt: Any, output: Any, *, until: float) -> RequestRecords:
-        """Request columns; ``arrival``, ``prompt`` and ``output`` in trace order. Call ``steps`` first.
 
-        until: when the simulation stopped; a first token that was still being computed then is not known, s.
-        """
-
-        def column(values: array[Any]) -> NDArray[np.int64]:
-            return np.frombuffer(values, dtype=np.dtype(values.typecode)).astype(np.int64)
-
-        def times(values: array[float]) -> NDArray[np.float64]:
-            return np.frombuffer(values, dtype=np.float64).copy()
-
-        extra = np.array(self.extra_ranges, dtype=np.float64).reshape(-1, 4)
-        extra[:, 1:3] = self._number(extra[:, 1:3].astype(np.int64))
-        first_token = times(self.first_token)
-        first_token[first_token > until] = NEVER
-        replica = column(self.replica)
-        replica[~(arrival < until)] = -1  # they never came
-        return RequestRecords(
-            arrival=arrival,
-            scheduled=times(self.scheduled),
-            first_token=first_token,
-            finish=times(self.finish),
-            prompt_tokens=np.asarray(prompt, dtype=np.int64),
-            output_tokens=np.asarray(output, dtype=np.int64),
-            cached_tokens=column(self.cached),
-            preemptions=column(self.preemptions),
-            status=column(self.status),
-            replica=replica,
-            first_token_step=self._number(column(self.first_step)),
-            last_token_step=self._number(column(self.last_step)),
-            extra_ranges=extra[np.lexsort((extra[:, 1], extra[:, 0]))],
-            range_start=times(self.range_start),
-        )
+def join_steps(parts: list[StepRecords]) -> StepRecords:
+    """Rows of all replicas, one replica after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    return StepRecords(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(StepRecords)})
 
 
 SPAN = (

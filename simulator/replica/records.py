@@ -42,9 +42,9 @@ class RequestRecords:
     replica: Ints  # index into StepRecords.replica; -1: never routed
     first_token_step: Ints  # token steps [first_token_step, last_token_step) made its 2nd..last token
     last_token_step: Ints
-    # Extra ranges of preempted requests: rows (request, first_token_step, last_token_step, time of the token
-    # before the range). The range in the columns above is the last one.
-    extra_ranges: NDArray[np.float64]  # (k, 4)
+    # Extra ranges of requests that were preempted or moved: rows (request, first_token_step, last_token_step, time of
+    # the token before the range, replica). The range in the columns above is the last one.
+    extra_ranges: NDArray[np.float64]  # (k, 5)
     # Time of the token right before the range in the columns above (the first token unless preempted), s.
     range_start: Floats
 

@@ -13,6 +13,7 @@ from simulator.scheduling.step import Step
 FINISHED = int(Status.FINISHED)
 
 OnFinish = Callable[[Request, float], None]
+Action = Callable[[float], None]
 
 
 def batch_sums(state: EngineState, step: Step) -> tuple[int, int]:
@@ -25,6 +26,16 @@ def batch_sums(state: EngineState, step: Step) -> tuple[int, int]:
         if state.window is not None:
             windowed -= min(length, state.window)
     return context, windowed
+
+
+def batch_spread(state: EngineState, step: Step) -> tuple[int, int]:
+    """Longest context and sum of squared contexts of the decodes of a step, tokens: ``step.held`` left out of the
+    squares. The longest may be one that is held: too few steps hold anybody to search for the next one.
+    """
+    longest, squares = state.spread()
+    for request in step.held:
+        squares -= (request.offset + state.token_steps + 1) ** 2
+    return longest, squares
 
 
 def apply_step(state: EngineState, step: Step, recorder: Recorder, end: float, last_token_time: float) -> None:
@@ -105,7 +116,8 @@ def record_unfinished(state: EngineState, recorder: Recorder) -> None:
 def _close_range(state: EngineState, request: Request, recorder: Recorder) -> None:
     """A request stops decoding before it is done: its token steps so far are a range of their own."""
     row = request.row
-    recorder.extra_ranges.append((row, request.first_token_step, state.token_steps, recorder.range_start[row]))
+    start = recorder.range_start[row]
+    recorder.extra_ranges.append((row, request.first_token_step, state.token_steps, start, recorder.replica))
 
 
 def _hold_back(state: EngineState, step: Step, recorder: Recorder, last_token_time: float) -> list[tuple[Request, int]]:

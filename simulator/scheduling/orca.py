@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from simulator.core.options import read_options
 from simulator.kv.prefix import NO_HIT
 from simulator.scheduling.args import EngineArgs
-from simulator.scheduling.options import read_options
 from simulator.scheduling.paging import may_join, waiting_queue
 from simulator.scheduling.policy import POLICIES, Policy
 from simulator.scheduling.request import Request

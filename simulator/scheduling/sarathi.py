@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from simulator.core.options import NoOptions, read_options
 from simulator.scheduling.args import EngineArgs
-from simulator.scheduling.options import NoOptions, read_options
 from simulator.scheduling.paging import chunked_step, may_join, waiting_queue
 from simulator.scheduling.policy import POLICIES, Policy
 from simulator.scheduling.request import Request

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from simulator.core.errors import PolicyError
+from simulator.core.options import Range, read_options
 from simulator.kv.prefix import PrefixCache
 from simulator.scheduling.args import EngineArgs
-from simulator.scheduling.options import Range, read_options
 from simulator.scheduling.policy import POLICIES, Policy
 from simulator.scheduling.request import Request
 from simulator.scheduling.state import EngineState

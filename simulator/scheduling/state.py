@@ -3,12 +3,14 @@
 The batch is kept in aggregate. Requests that *decode* advance together, one token per token step, so the state holds
 their number, the sum of their contexts, a heap of the token steps at which they end, and how many of them will need a
 KV block at each offset within a block (``phase``, a rotating histogram). A step costs the same for 1 and 1,000 of them.
+Where it matters to the price how unequal the contexts are, also the longest and the sum of squares: a request's length
+less the token steps made so far never changes, so both are kept when one joins or leaves, and nothing is done per step.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Protocol
 
@@ -38,6 +40,8 @@ class EngineState:
         "_crossings",
         "_ends",
         "_grows",
+        "_longest",
+        "_squares",
         "_window_sum",
         "admissions",
         "args",
@@ -60,6 +64,7 @@ class EngineState:
         "token_steps",
         "tokens_padded",
         "tokens_recomputed",
+        "uneven",
         "waiting",
         "window",
     )
@@ -92,6 +97,9 @@ class EngineState:
         self.growing = 0  # decoding requests shorter than the window
         self._window_sum = 0  # tokens computed, over those
         self._crossings: list[tuple[int, int, Request]] = []
+        self.uneven = False  # whether to keep what ``spread`` tells; set before the first request joins
+        self._longest: list[tuple[int, int, Request]] = []  # heap by -offset; entries of who has left are stale
+        self._squares = 0  # sum of the squared offsets of the decoding requests
         self.lane = 0
         self.lanes = [self]  # the batches that share these queues and blocks: one per pipeline stage
 
@@ -100,6 +108,7 @@ class EngineState:
         lane = EngineState(self.args, self.pool, window=self.window, grows=self._grows)
         for shared in ("waiting", "running", "prefilling", "releasing", "admissions", "lanes"):
             setattr(lane, shared, getattr(self, shared))
+        lane.uneven = self.uneven
         lane.lane = len(self.lanes)
         lane.token_steps = lane.lane * LANE_STEPS  # counts of different lanes stay apart in the records
         self.lanes.append(lane)
@@ -180,6 +189,9 @@ class EngineState:
         if request.order > self.last_decode_order:
             self.last_decode_order = request.order
         heappush(self._ends, (steps + left, request.order, request))
+        if self.uneven:
+            self._squares += request.offset * request.offset
+            self._remember(request)
         if self.window is not None:
             request.crossing = -1
             if computed + 1 < self.window:
@@ -198,10 +210,33 @@ class EngineState:
         if self._grows:
             self.phase[-request.offset % self.block_size] -= 1
         self.batch_version += 1
+        if self.uneven:
+            self._squares -= request.offset * request.offset
         if self.window is not None and request.crossing >= 0:
             request.crossing = -1  # its entry in the heap is stale
             self.growing -= 1
             self._window_sum -= computed
+
+    def _remember(self, request: Request) -> None:
+        heap = self._longest
+        heappush(heap, (-request.offset, request.order, request))
+        if len(heap) > 2 * self.num_decodes + 64:  # mostly stale: keep who is here, once each
+            heap[:] = {entry[2]: entry for entry in heap if self._decodes_at(entry)}.values()
+            heapify(heap)
+
+    def _decodes_at(self, entry: tuple[int, int, Request]) -> bool:
+        offset, _, request = entry
+        return request.decoding and request.offset == -offset and request.lane == self.lane
+
+    def spread(self) -> tuple[int, int]:
+        """(longest, sum of squares) of the KV lengths after the next step, with ``uneven`` and a batch."""
+        heap = self._longest
+        while not self._decodes_at(heap[0]):
+            heappop(heap)
+        n, steps = self.num_decodes, self.token_steps
+        after = steps + 1
+        squares = self._squares + after * (2 * (self.computed_sum - n * steps) + after * n)
+        return after - heap[0][0], squares
 
     @property
     def blocks_next(self) -> int:
@@ -223,6 +258,12 @@ class EngineState:
     def evicts(self, steps: int) -> bool:
         """Whether the next ``steps`` token steps push content out of the prefix cache that somebody might hit."""
         return self.hittable and self.blocks_over(steps) > self.pool.free - self.pool.cached
+
+    def evict_ahead(self) -> None:
+        """Forget what the step in flight pushes out of the prefix cache; its blocks are taken when it is applied."""
+        blocks = self.blocks_next
+        self.pool.take(blocks)
+        self.pool.give_back(blocks)
 
     def longest_run(self) -> int:
         """Token steps until a request ends, the blocks run out or a context reaches the window; at least 1.

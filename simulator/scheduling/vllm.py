@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from simulator.core.options import NoOptions, read_options
 from simulator.kv.prefix import NO_HIT
 from simulator.scheduling.args import EngineArgs
-from simulator.scheduling.options import NoOptions, read_options
 from simulator.scheduling.policy import POLICIES, Policy
 from simulator.scheduling.queues import PriorityQueue
 from simulator.scheduling.request import Request

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from simulator.core.errors import PolicyError
+from simulator.core.options import Range, read_options
 from simulator.scheduling.args import EngineArgs
-from simulator.scheduling.options import Range, read_options
 from simulator.scheduling.paging import last_admitted, may_join, waiting_queue
 from simulator.scheduling.policy import POLICIES, Policy
 from simulator.scheduling.request import Request

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from simulator.cluster.plan import single
 from simulator.cluster.simulation import Simulation
 from simulator.cost.analytic import FixedCost, LinearCost
 from simulator.metrics import analyse, littles_law
@@ -74,7 +75,7 @@ CASES = {
 
 
 def simulation(case: Case) -> tuple[Simulation, SimulationRecords]:
-    built = Simulation(case.trace(), case.args, LINEAR, case.num_gpu_blocks, closed_loop_users=case.users)
+    built = Simulation(case.trace(), single(case.args, LINEAR, case.num_gpu_blocks), closed_loop_users=case.users)
     return built, built.run()
 
 
@@ -85,11 +86,11 @@ def test_invariants_hold(name: str) -> None:
     if "pipeline" in name:  # its last stage idles while the first ones are full
         ends_once(records, built.trace, drained=True)
         clock_never_runs_back(records)
-        nobody_is_left(built.state)
+        nobody_is_left(built.replicas[0].engine.state)
         every_token_is_made_once(records)
-        computed_is_owed(records, built.state)
+        computed_is_owed(records, built.replicas[0].engine.state)
     else:
-        check(records, built.trace, built.state)
+        check(records, built.trace, built.replicas[0].engine.state)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -116,7 +117,10 @@ def test_rows_are_the_same_however_often_they_are_put_away(name: str, monkeypatc
 def test_steps_added_one_by_one_end_where_the_closed_form_says(name: str) -> None:
     """Also where each step of a span takes longer than the one before."""
     case = CASES[name]
-    runs = [Simulation(case.trace(), case.args, LINEAR, case.num_gpu_blocks, sequential=s).run() for s in (False, True)]
+    runs = [
+        Simulation(case.trace(), single(case.args, LINEAR, case.num_gpu_blocks), sequential=s).run()
+        for s in (False, True)
+    ]
     np.testing.assert_allclose(runs[1].requests.finish, runs[0].requests.finish, rtol=1e-9)
 
 
@@ -155,7 +159,7 @@ def test_time_is_what_the_price_list_says() -> None:
     """A saturated engine spends exactly the price of its steps and tokens, and is done when it has."""
     trace = replace(mixed(), arrival=np.zeros(N))
     cost = FixedCost(0.004, 3e-5)
-    built = Simulation(trace, replace(ARGS, async_scheduling=True), cost, 4000)
+    built = Simulation(trace, single(replace(ARGS, async_scheduling=True), cost, 4000))
     records = built.run()
     steps = records.steps
     tokens = int((steps.num_decodes * steps.num_steps + steps.prefill_tokens).sum())

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.cluster import simulate
+from simulator.cluster.plan import single
 from simulator.cluster.simulation import Simulation
 from simulator.cost.analytic import FixedCost, LinearCost
 from simulator.cost.interface import StepCost
@@ -27,12 +28,12 @@ def watched(
     trace: Trace, args: EngineArgs, num_gpu_blocks: int, cost: StepCost = LINEAR
 ) -> tuple[SimulationRecords, list[float]]:
     """As if somebody waited for the finishes; also returns when they were reported."""
-    built = Simulation(trace, args, cost, num_gpu_blocks)
-    built.arrivals.has_feedback = True
+    built = Simulation(trace, single(args, cost, num_gpu_blocks))
+    built.replicas[0].watched = True
     reported: list[float] = []
-    built.engine.on_finish = lambda request, time: reported.append(time)
-    if isinstance(built.engine, Engine):
-        built.engine.eager = True
+    built.replicas[0].engine.on_finish = lambda request, time: reported.append(time)
+    if isinstance(built.replicas[0].engine, Engine):
+        built.replicas[0].engine.eager = True
     return built.run(), reported
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.cluster.plan import single
 from simulator.cluster.simulation import Simulation
 from simulator.cost.analytic import FixedCost, LinearCost
 from simulator.cost.interface import StepCost
@@ -125,9 +126,11 @@ SCENARIOS = {
 def run(name: str) -> tuple[Simulation, SimulationRecords]:
     s = SCENARIOS[name]
     built = Simulation(
-        s.trace(), s.args, s.cost(), s.num_gpu_blocks,
-        max_model_len=s.max_model_len, closed_loop_users=s.users, horizon_s=s.horizon_s,
-    )  # fmt: skip
+        s.trace(),
+        single(s.args, s.cost(), s.num_gpu_blocks, max_model_len=s.max_model_len),
+        closed_loop_users=s.users,
+        horizon_s=s.horizon_s,
+    )
     return built, built.run()
 
 
@@ -135,13 +138,13 @@ def check_invariants(name: str, built: Simulation, records: SimulationRecords) -
     """Raises AssertionError. Numbers of a run that loses a request are not worth keeping."""
     scenario = SCENARIOS[name]
     if scenario.args.pipeline_parallel_size == 1:
-        check(records, built.trace, built.state, drained=scenario.horizon_s is None)
+        check(records, built.trace, built.replicas[0].engine.state, drained=scenario.horizon_s is None)
         return
     ends_once(records, built.trace, drained=True)
     clock_never_runs_back(records)
-    nobody_is_left(built.state)
+    nobody_is_left(built.replicas[0].engine.state)
     every_token_is_made_once(records)
-    computed_is_owed(records, built.state)
+    computed_is_owed(records, built.replicas[0].engine.state)
 
 
 def numbers(records: SimulationRecords, trace: Trace) -> Numbers:

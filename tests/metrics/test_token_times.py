@@ -83,7 +83,7 @@ def test_a_range_named_twice_counts_once() -> None:
     toy = run(0)
     requests = toy.records.requests
     k = int(np.flatnonzero(requests.last_token_step - requests.first_token_step > 2)[0])
-    row = [k, requests.first_token_step[k], requests.last_token_step[k], requests.range_start[k]]
+    row = [k, requests.first_token_step[k], requests.last_token_step[k], requests.range_start[k], requests.replica[k]]
     twice = np.vstack([requests.extra_ranges, row])
     from dataclasses import replace
 

@@ -35,7 +35,7 @@ class ToyRequest:
     status: Status = Status.IN_FLIGHT
     replica: int = -1
     range: list[float] | None = None  # [first, last, start]
-    extra: list[tuple[int, float, float, float]] = field(default_factory=list)
+    extra: list[tuple[int, float, float, float, int]] = field(default_factory=list)
 
     @property
     def length(self) -> int:
@@ -180,7 +180,7 @@ class _Replica:
             if r.prefilling:
                 if r.range is not None:
                     first, last, start = r.range
-                    r.extra.append((r.index, first, last, start))
+                    r.extra.append((r.index, first, last, start, self.index))
                 r.prefilling, r.range = False, [self.token_steps, self.token_steps, self.now]
             else:
                 assert r.range is not None
@@ -244,7 +244,7 @@ def _request_records(requests: list[ToyRequest]) -> RequestRecords:
         replica=ints([r.replica for r in requests]),
         first_token_step=ints([int(r.range[0]) if r.range else -1 for r in requests]),
         last_token_step=ints([int(r.range[1]) if r.range else -1 for r in requests]),
-        extra_ranges=np.array(extra, dtype=np.float64).reshape(-1, 4),
+        extra_ranges=np.array(extra, dtype=np.float64).reshape(-1, 5),
         range_start=floats([r.range[2] if r.range else NAN for r in requests]),
     )
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.cluster import simulate
+from simulator.cluster.plan import single
 from simulator.cluster.simulation import Simulation
 from simulator.cost.interface import Line
 from simulator.replica.records import SimulationRecords
@@ -74,11 +75,11 @@ def test_a_request_that_comes_back_at_once_crosses_the_window_once() -> None:
     decoding as it would have been, had it stayed."""
     trace = Trace(np.zeros(2), np.array([1, 2]), np.array([8, 14]))
     args = EngineArgs(block_size=4, enable_prefix_caching=False, async_scheduling=False)
-    built = Simulation(trace, args, WindowCost(16), 5)
+    built = Simulation(trace, single(args, WindowCost(16), 5))
     requests = built.run().requests
     assert requests.preemptions.tolist() == [0, 1]
     assert requests.finish[1] > requests.finish[0]
-    nobody_is_left(built.state)
+    nobody_is_left(built.replicas[0].engine.state)
 
 
 @settings(max_examples=100, deadline=None)

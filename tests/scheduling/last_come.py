@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from simulator.core.options import Range, read_options
 from simulator.kv.prefix import NO_HIT
 from simulator.scheduling import DECODE, EngineArgs, EngineState, Policy, Request, Step
-from simulator.scheduling.options import Range, read_options
 
 
 @dataclass(frozen=True, slots=True)

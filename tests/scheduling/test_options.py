@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from simulator.cluster.plan import single
 from simulator.cluster.simulation import Simulation, simulate
 from simulator.core.errors import PolicyError
 from simulator.cost.analytic import FixedCost
@@ -80,9 +81,9 @@ def test_what_is_left_open_is_up_to_the_policy_and_what_is_said_stays() -> None:
 
 def test_a_policy_from_outside_serves() -> None:
     args = EngineArgs(policy="tests.scheduling.last_come:LastComeFirstServed", options={"patience": 3})
-    run = Simulation(TRACE, args, COST, 100)
+    run = Simulation(TRACE, single(args, COST, 100))
     records = run.run()
-    check(records, TRACE, run.state)
+    check(records, TRACE, run.replicas[0].engine.state)
     assert np.argsort(records.requests.finish).tolist() == [0, 3, 2, 1]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from simulator.cluster.plan import single
 from simulator.cluster.simulation import Simulation
 from simulator.cost.analytic import FixedCost, LinearCost
 from simulator.cost.interface import StepCost
@@ -27,9 +28,9 @@ def serve(
     args = {"max_model_len": 2048, "max_num_seqs": 256, "max_num_batched_tokens": 2048, **arguments}
     step_mode = bool(args.pop("step_mode", False))
     engine = EngineArgs(policy=policy, **args)  # type: ignore[arg-type]
-    run = Simulation(trace, engine, cost, kv_tokens // engine.block_size + 1, step_mode=step_mode)
+    run = Simulation(trace, single(engine, cost, kv_tokens // engine.block_size + 1), step_mode=step_mode)
     records = run.run()
-    check(records, trace, run.state)
+    check(records, trace, run.replicas[0].engine.state)
     assert np.isfinite(records.requests.finish).all()
     return records
 

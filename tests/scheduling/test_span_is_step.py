@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from simulator.cluster.plan import single
 from simulator.cluster.simulation import Simulation
 from simulator.cost.analytic import FixedCost, LinearCost
 from simulator.cost.interface import Line, StepCost
@@ -142,7 +143,7 @@ def test_spans_are_steps_and_the_invariants_hold(policy: str, options: dict[str,
     cost = data.draw(costs())
     users = data.draw(st.sampled_from([None, None, 3]))
     runs = [
-        Simulation(trace, args, cost, num_gpu_blocks, step_mode=step_mode, closed_loop_users=users)
+        Simulation(trace, single(args, cost, num_gpu_blocks), step_mode=step_mode, closed_loop_users=users)
         for step_mode in (False, True)
     ]
     spans, steps = (run.run() for run in runs)
@@ -150,7 +151,7 @@ def test_spans_are_steps_and_the_invariants_hold(policy: str, options: dict[str,
     same_steps(spans.steps, steps.steps)
     assert spans.tokens_recomputed == steps.tokens_recomputed
     for records, run in zip((spans, steps), runs, strict=True):
-        check(records, trace, run.state)
+        check(records, trace, run.replicas[0].engine.state)
     event(f"preempted: {bool(spans.requests.preemptions.any())}")
     event(f"prefix hits: {bool(spans.requests.cached_tokens.any())}")
 
@@ -161,12 +162,12 @@ def test_a_horizon_stops_both_at_the_same_point(policy: str, options: dict[str, 
     trace = Trace(np.cumsum(rng.exponential(0.05, 40)), rng.integers(1, 90, 40), rng.integers(1, 40, 40))
     args = EngineArgs(policy=policy, options=options, max_num_seqs=6, max_num_batched_tokens=64, max_model_len=130)
     cost = LinearCost(0.01, 1e-4, 1e-5, 1e-6)
-    runs = [Simulation(trace, args, cost, 25, step_mode=mode, horizon_s=1.234) for mode in (False, True)]
+    runs = [Simulation(trace, single(args, cost, 25), step_mode=mode, horizon_s=1.234) for mode in (False, True)]
     spans, steps = (run.run() for run in runs)
     assert 0 < np.isfinite(spans.requests.finish).sum() < 40
     same_requests(spans, steps)
     for records, run in zip((spans, steps), runs, strict=True):
-        check(records, trace, run.state, drained=False)
+        check(records, trace, run.replicas[0].engine.state, drained=False)
 
 
 def test_every_registered_policy_is_here() -> None:

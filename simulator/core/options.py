@@ -1,4 +1,4 @@
-"""Options of one policy: ``EngineArgs.options`` read into the policy's own frozen dataclass."""
+"""Options of one policy, as a scenario gives them, read into the policy's own frozen dataclass."""
 
 from __future__ import annotations
 
@@ -27,27 +27,28 @@ class NoOptions:
 T = TypeVar("T")
 
 
-def read_options(kind: type[T], policy: str, given: Mapping[str, object]) -> T:
+def read_options(kind: type[T], policy: str, given: Mapping[str, object], what: str = "engine policy") -> T:
     """An instance of the dataclass ``kind``, whose fields are ``bool``, ``int``, ``float`` or ``Literal`` of texts,
-    numbers optionally with a ``Range``.
+    numbers optionally with a ``Range``. what: the kind of policy, for messages.
 
     Raises PolicyError that names the option, its value and what would be right.
     """
+    owner = f"{what} {policy!r}"
     hints = get_type_hints(kind, include_extras=True)
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     for name, value in given.items():
         if name not in names:
-            noun = f"options of engine policy {policy!r}"
-            remedy = suggestion(name, names, noun=noun) if names else f"Engine policy {policy!r} has no options."
-            raise PolicyError(f"engine policy {policy!r}: unknown option {name!r} (given {value!r}).", remedy=remedy)
-    return kind(**{name: _checked(policy, name, value, hints[name]) for name, value in given.items()})
+            noun = f"options of {owner}"
+            remedy = suggestion(name, names, noun=noun) if names else f"{owner[0].upper()}{owner[1:]} has no options."
+            raise PolicyError(f"{owner}: unknown option {name!r} (given {value!r}).", remedy=remedy)
+    return kind(**{name: _checked(owner, name, value, hints[name]) for name, value in given.items()})
 
 
-def _checked(policy: str, name: str, value: object, hint: Any) -> object:
+def _checked(owner: str, name: str, value: object, hint: Any) -> object:
     limits: list[Range] = []
     if get_origin(hint) is Annotated:
         hint, *limits = get_args(hint)
-    message = f"engine policy {policy!r}: option {name!r} is {value!r}"
+    message = f"{owner}: option {name!r} is {value!r}"
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
             raise PolicyError(f"{message}.", remedy=suggestion(str(value), get_args(hint), noun=f"values of {name}"))

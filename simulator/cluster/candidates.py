@@ -1,0 +1,57 @@
+"""Which replicas could serve a request: open ones, of its model, that hold a request of its length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.cluster.plan import Group
+from traces.trace import Trace
+
+
+class Candidates:
+    """Per row of the trace, the groups that could serve it; per such set of groups, their open replicas."""
+
+    def __init__(self, trace: Trace, groups: Sequence[Group], member: Sequence[int], *, roles: Sequence[str]) -> None:
+        """member: group of each replica. roles: groups of other roles are left out."""
+        self._member = member
+        self._open = [True] * len(member)
+        self._found: dict[int, NDArray[np.int64]] = {}
+        kinds = np.zeros(len(trace), dtype=np.int64)
+        for g, group in enumerate(groups):
+            if group.role in roles:
+                kinds |= np.where(_serves(trace, group), 1 << g, 0)
+        self.nobody = kinds == 0  # rows that no replica could ever serve
+        several = np.unique(kinds[~self.nobody])
+        self._kind = int(several[0]) if len(several) else 0
+        self._kinds = kinds.tolist() if len(several) > 1 else None
+
+    def of(self, row: int) -> NDArray[np.int64]:
+        """Replicas for a row, ascending; empty when all that could serve it are closed."""
+        kind = self._kind if self._kinds is None else self._kinds[row]
+        found = self._found.get(kind)
+        if found is None:
+            chosen = [i for i, g in enumerate(self._member) if kind >> g & 1 and self._open[i]]
+            found = self._found[kind] = np.array(chosen, dtype=np.int64)
+        return found
+
+    def set_open(self, replica: int, is_open: bool) -> None:
+        """A replica begins or ceases to take requests."""
+        self._open[replica] = is_open
+        self._found.clear()
+
+    def is_open(self, replica: int) -> bool:
+        return self._open[replica]
+
+
+def _serves(trace: Trace, group: Group) -> NDArray[np.bool_]:
+    """Rows short enough for a group's engine and meant for its model. vLLM answers longer ones with an error."""
+    tokens = trace.prompt_tokens + (1 if group.role == "prefill" else trace.output_tokens)
+    fits: NDArray[np.bool_] = tokens <= group.longest_request
+    if group.model is not None and trace.model is not None:
+        names = trace.model.names
+        code = names.index(group.model) if group.model in names else len(names)
+        fits &= (trace.model.codes == code) | (trace.model.codes < 0)
+    return fits

@@ -1,0 +1,70 @@
+"""What a cluster is made of: groups of equal replicas, and the policies between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from simulator.cost.interface import StepCost
+from simulator.scheduling import EngineArgs, resolve
+
+Role = Literal["both", "prefill", "decode"]
+OptionValue = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Equal replicas of one engine.
+
+    num_gpu_blocks: KV blocks as vLLM counts them (its null block included).
+    max_model_len: requests whose prompt and output exceed it are not served (0: that of ``args``, where 0 is no limit).
+    role: what of a request is computed here: its prompt, its output tokens after the first, or both.
+    weight: work it does per second, relative to other groups; for routers that ask.
+    model: label of the trace's ``model`` column that is served here; None: any.
+    """
+
+    args: EngineArgs
+    cost: StepCost
+    num_gpu_blocks: int
+    max_model_len: int = 0
+    name: str = "replicas"
+    count: int = 1
+    role: Role = "both"
+    weight: float = 1.0
+    model: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "args", resolve(self.args))
+
+    @property
+    def longest_request(self) -> int:
+        """Tokens, prompt and output. The last token needs no KV of its own."""
+        capacity = (self.num_gpu_blocks - 1) * self.args.block_size + 1
+        limit = self.max_model_len or self.args.max_model_len
+        return min(capacity, limit) if limit else capacity
+
+
+@dataclass(frozen=True)
+class RouterPlan:
+    """A router by name, with its options.
+
+    metrics_interval_s: engines are asked for their queues and KV usage so often; 0: at every request.
+    """
+
+    policy: str = "round-robin"
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
+    metrics_interval_s: float = 0.05
+
+
+@dataclass(frozen=True)
+class ClusterPlan:
+    """Everything of a cluster but the requests."""
+
+    groups: tuple[Group, ...]
+    router: RouterPlan = RouterPlan()
+
+
+def single(args: EngineArgs, cost: StepCost, num_gpu_blocks: int, *, max_model_len: int = 0) -> ClusterPlan:
+    """One replica."""
+    return ClusterPlan((Group(args, cost, num_gpu_blocks, max_model_len),))

@@ -1,0 +1,59 @@
+"""What routers may know of the replicas: a read-only picture, kept up to date by the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import inf
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+class Fleet:
+    """One number per replica, indexed by replica. Routers read; the cluster writes.
+
+    Two kinds of knowledge, as real routers have them. What passes through the router is exact: ``in_flight`` requests
+    and their tokens. What engines report (``waiting``, ``running``, ``free_blocks``) is as old as the last scrape.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        weight: Sequence[float],
+        num_blocks: Sequence[int],
+        metrics_interval_s: float = 0.0,
+        scrape: Callable[[float], None] | None = None,
+    ) -> None:
+        self.size = size
+        self.weight: Floats = np.asarray(weight, dtype=np.float64)
+        self.num_blocks: Ints = np.asarray(num_blocks, dtype=np.int64)
+        self.in_flight: Ints = np.zeros(size, dtype=np.int64)  # requests
+        self.in_flight_tokens: Ints = np.zeros(size, dtype=np.int64)  # prompt tokens of those
+        self.waiting: Ints = np.zeros(size, dtype=np.int64)  # requests
+        self.running: Ints = np.zeros(size, dtype=np.int64)  # requests
+        self.free_blocks: Ints = self.num_blocks.copy()
+        self._interval = metrics_interval_s
+        self._scrape = scrape
+        self._scraped = -inf
+
+    def refresh(self, now: float) -> None:
+        """Ask the engines again if the last answer is older than the interval."""
+        if self._scrape is not None and now - self._scraped >= self._interval:
+            self._scraped = now
+            self._scrape(now)
+
+    @property
+    def kv_usage(self) -> Floats:
+        """Share of the KV blocks in use, when last scraped."""
+        return 1.0 - self.free_blocks / self.num_blocks
+
+
+def least(values: NDArray[np.float64] | Ints, candidates: Ints) -> int:
+    """The candidate with the smallest value, the first of them on a tie."""
+    if len(candidates) == len(values):
+        return int(values.argmin())
+    return int(candidates[values[candidates].argmin()])
