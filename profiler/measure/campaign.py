@@ -29,6 +29,7 @@ class Campaign:
     clock: str  # wall | cpu (CPU seconds of this process: one core of a shared machine)
     seed: int
     sha256: str
+    rounds: int = 1  # every point so many times, a whole round after the other
 
     def with_device(self, device: str) -> Campaign:
         return Campaign(**{**{f: getattr(self, f) for f in self.__slots__}, "device": device})
@@ -176,6 +177,7 @@ TOP: Mapping[str, tuple[Check, Any]] = {
     "threads": (whole(null=True), None),
     "clock": (one_of("wall", "cpu"), "wall"),
     "seed": (whole(0), 0),
+    "rounds": (whole(), 1),
 }
 TIMING: Mapping[str, tuple[Check, Any]] = {
     "warmup": (whole(0), 2), "min_repeats": (whole(2), 7), "max_repeats": (whole(2), 100), "target_s": (positive, 0.2),
@@ -234,6 +236,7 @@ def parse(data: Any, where: Callable[[str], str], sha256: str = "") -> Campaign:
         clock=top["clock"],
         seed=top["seed"],
         sha256=sha256,
+        rounds=top["rounds"],
     )
 
 

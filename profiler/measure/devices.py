@@ -76,7 +76,16 @@ class Device:
 
     def free(self) -> None:
         if self.is_cuda:
-            torch.cuda.empty_cache()
+            with contextlib.suppress(Exception):  # a device that is lost says so in ``alive``
+                torch.cuda.empty_cache()
+
+    def alive(self) -> bool:
+        """Whether it still computes: after an illegal access, say, a CUDA process never does again."""
+        try:
+            self.synchronize()
+            return float(torch.ones(2, device=self.device).sum()) == 2.0
+        except Exception:  # noqa: BLE001 - whatever it says, it is no use any more
+            return False
 
     def yardstick(self) -> float:
         """Seconds of one small fixed product over 64 MiB of weights in turn: how fast this machine is just now.
@@ -132,7 +141,7 @@ class Device:
         batch = effort.min_repeats
         while len(found) < effort.max_repeats:
             events = [tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) for _ in range(batch)]
-            torch.cuda._sleep(int(2e9 * min(0.02, 60e-6 * batch)))  # noqa: SLF001 - torch's own tests hide launches so
+            torch.cuda._sleep(int(2e9 * min(0.05, 150e-6 * batch)))  # noqa: SLF001 - torch's own tests hide launches so
             for start, end in events:
                 start.record()
                 call(len(found))

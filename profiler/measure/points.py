@@ -14,13 +14,18 @@ Fields = Mapping[str, Any]
 
 
 def points(campaign: Campaign) -> list[Point]:
-    """Every point once, with its ``id``."""
+    """Every point once a round, with its ``id``. Later rounds name their ``round`` and the first's id (``again``)."""
     found: dict[str, Point] = {}
     for suite, fields in campaign.suites.items():
         for point in MAKERS[suite](fields, campaign.models):
             whole = {"suite": suite, **point}
             found.setdefault(point_id(whole), whole)
-    return [{"id": key, **point} for key, point in found.items()]
+    first = [{"id": key, **point} for key, point in found.items()]
+    return first + [_repeated(point, turn) for turn in range(1, campaign.rounds) for point in first]
+
+
+def _repeated(point: Point, turn: int) -> Point:
+    return {**point, "id": point_id({**point, "round": turn}), "round": turn, "again": point["id"]}
 
 
 def _ceilings(f: Fields, models: tuple[DecoderShape, ...]) -> Iterator[Point]:

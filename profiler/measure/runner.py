@@ -21,6 +21,7 @@ from profiler.measure.suites import BUILDERS
 from profiler.measure.suites.case import Case, Context
 
 Say = Callable[[str], None]
+DEATHS = 2  # of the process in one point, before the point is passed over
 CPU_ROTATE_BYTES = 64 << 20  # about the weights of a model one would serve on a CPU core
 
 
@@ -87,10 +88,11 @@ class _Clock:
 
 
 def _by_suite(todo: list[Point]) -> Iterator[tuple[str, list[Point]]]:
-    groups: dict[str, list[Point]] = {}
+    """Suites in the order of their points, round after round."""
+    groups: dict[tuple[int, str], list[Point]] = {}
     for point in todo:
-        groups.setdefault(point["suite"], []).append(point)
-    yield from groups.items()
+        groups.setdefault((point.get("round", 0), point["suite"]), []).append(point)
+    yield from ((suite, group) for (_, suite), group in groups.items())
 
 
 def _suite(
@@ -104,10 +106,16 @@ def _suite(
     for point in group:
         if clock.over():
             return False
-        kind, row = measure(point, context, effort)
+        kind, row = _safely(point, context, effort, journal)
         journal.write(kind, row)
         here[kind] += 1
         counts[kind] += 1
+        if kind == "skipped" and not context.device.alive():
+            raise CampaignError(
+                f"the device was lost: {row['reason']}",
+                where=str(journal.path),
+                remedy="Run again in a new process: what is measured is kept, this point is passed over.",
+            )
         clock.progress(sum(counts.values()), suite)
     seconds, after = time.monotonic() - start, context.device.meter.energy_j()
     joules = None if energy is None or after is None else after - energy
@@ -117,6 +125,14 @@ def _suite(
         "before": before, "after": context.device.meter.state(), "yardstick_s": context.device.yardstick(),
     })  # fmt: skip
     return True
+
+
+def _safely(point: Point, context: Context, effort: Effort, journal: Journal) -> tuple[str, dict[str, Any]]:
+    """As ``measure``; a point that ended the process twice (a crash, a hang that was killed) is passed over."""
+    if journal.deaths(point["id"]) >= DEATHS:
+        return "skipped", {**point, "reason": f"the process ended {DEATHS} times while measuring this"}
+    with journal.at_work_on(point["id"]):
+        return measure(point, context, effort)
 
 
 def measure(point: Point, context: Context, effort: Effort) -> tuple[str, dict[str, Any]]:
@@ -129,8 +145,8 @@ def measure(point: Point, context: Context, effort: Effort) -> tuple[str, dict[s
         reason = f"{type(fault).__name__}: {fault}" if not isinstance(fault, Unmeasurable) else str(fault)
         if isinstance(fault, torch.OutOfMemoryError if hasattr(torch, "OutOfMemoryError") else MemoryError):
             reason = "out of memory"
-        context.device.free()
-        return "skipped", {**point, "reason": " ".join(reason.split())[:300]}
+    context.device.free()  # only now: the fault held the frames, and they the buffers
+    return "skipped", {**point, "reason": " ".join(reason.split())[:300]}
 
 
 def _measured(point: Point, case: Case, device: Device, effort: Effort) -> dict[str, Any]:

@@ -66,10 +66,10 @@ class Grid2:
 
 
 def _medians(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per point, its seconds the median over files."""
+    """One row per point, its seconds the median over files and rounds."""
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        found[row["id"]].append(row)
+        found[row.get("again", row["id"])].append(row)
     return [same[0] | {"median_s": statistics.median(r["median_s"] for r in same)} for same in found.values()]
 
 

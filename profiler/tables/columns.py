@@ -80,3 +80,9 @@ def medians(frame: pd.DataFrame, keys: Iterable[str]) -> pd.DataFrame:
     return frame.groupby(keys, as_index=False, sort=True).agg(
         {c: "median" if c == "seconds" else "first" for c in frame.columns if c not in keys}
     )
+
+
+def fastest(frame: pd.DataFrame, keys: Iterable[str]) -> pd.DataFrame:
+    """One row per shape: its fastest kernel's."""
+    order = frame.sort_values("seconds", kind="stable")
+    return order.drop_duplicates(list(keys)).sort_index().reset_index(drop=True)

@@ -1,7 +1,11 @@
-"""Measurements of this project's own profiler: JSON Lines, as ``schema.md`` describes them."""
+"""Measurements of this project's own profiler: JSON Lines, plain or gzipped, as ``schema.md`` describes them.
+
+A shape counts once: the median over rounds of each kernel, then the fastest kernel, as an engine would choose.
+"""
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -9,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from profiler.tables.columns import SHAPES, Tables, medians
+from profiler.tables.columns import SHAPES, Tables, fastest, medians
 from simulator.core.errors import CalibrationError
 
 ROUTING = {"balanced": 0.0, "uniform": 0.0, "skewed": 1.01}
@@ -20,7 +24,7 @@ def read(path: Path) -> Tables:
     tables = Tables()
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     header: dict[str, Any] = {}
-    text = path.read_text(encoding="utf-8")
+    text = _text(path)
     lines = text.split("\n")[:-1]
     for number, line in enumerate(lines, 1):
         try:
@@ -36,7 +40,9 @@ def read(path: Path) -> Tables:
             raise CalibrationError(f"bad measurement: {error!r}", where=f"{path}, line {number}") from error
     for operator, points in sorted(rows.items()):
         frame = pd.DataFrame(points)
-        frame = frame if operator == "ceiling" else medians(frame, [*SHAPES[operator], "dtype"])
+        if operator != "ceiling":
+            shape = [*SHAPES[operator], "dtype"]
+            frame = fastest(medians(frame, [*shape, "kernel"]), shape)
         tables.add(operator, frame, path)
     device = header.get("device", {})
     versions = header.get("versions", {})
@@ -47,8 +53,26 @@ def read(path: Path) -> Tables:
             "driver": str(device.get("driver", "unknown")), "date": str(header.get("date", "unknown")),
             "multiprocessors": str(device.get("multiprocessors", device.get("threads", 1))),
         }
+        | _of_a_cpu(device, header)
     )  # fmt: skip
     return tables
+
+
+def _of_a_cpu(device: dict[str, Any], header: dict[str, Any]) -> dict[str, str]:
+    """What tells apart measurements of a core: its instructions, and whether time others took was left out."""
+    if device.get("type") != "cpu":
+        return {}
+    clock = {"cpu": "CPU seconds of one thread", "wall": "wall time"}.get(str(header.get("clock")), "unknown")
+    cores = f"{device.get('threads')} of {device.get('cores')} cores, {device.get('capability')}"
+    return {"cpu": cores, "clock": clock}
+
+
+def _text(path: Path) -> str:
+    try:
+        raw = path.read_bytes()
+        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
+    except (OSError, EOFError, ValueError) as error:
+        raise CalibrationError(f"not readable: {error}", where=str(path)) from error
 
 
 def _point(row: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
@@ -59,6 +83,8 @@ def _point(row: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
         return op, {**common, "quantity": row["quantity"], "value": float(row["value"])}
     if op == "gemm":
         return op, {**common, "m": row["m"], "n": row["n"], "k": row["k"]}
+    if row.get("spread", "equal") != "equal":
+        return None, {}  # laws price equal contexts
     if op in ("prefill_attention", "decode_attention"):
         heads = {c: row[c] for c in ("batch", "heads", "kv_heads", "head_dim", "kv_dtype")}
         heads["window"] = row.get("window") or 0

@@ -10,7 +10,7 @@ from profiler.tables import aiconfigurator, llmservingsim, measured, vidur
 from profiler.tables.columns import Tables
 from simulator.core.errors import CalibrationError
 
-SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl")
+SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
 
 
 def read_tables(paths: Sequence[Path]) -> Tables:
@@ -31,7 +31,7 @@ def read_table(path: Path) -> Tables:
     """One file, its format told by its name and first line."""
     if path.name.endswith(".parquet"):
         return aiconfigurator.read(path)
-    if path.name.endswith(".jsonl"):
+    if path.name.endswith((".jsonl", ".jsonl.gz")):
         return measured.read(path)
     if path.name.endswith((".csv", ".csv.gz")):
         try:

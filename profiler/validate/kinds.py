@@ -42,7 +42,7 @@ def discover(path: Path) -> list[Measured]:
     """
     if not path.exists():
         raise MeasurementError("no such file or folder.", where=str(path))
-    found = list(_walk(path)) if path.is_dir() else [m for m in [_table(path)] if m]
+    found = list(_walk(path)) if path.is_dir() else [m for m in [_file(path)] if m]
     if not found:
         raise MeasurementError(
             "holds no measurement of a known kind.", where=str(path), remedy=f"Known kinds: {', '.join(KINDS)}."
@@ -60,11 +60,13 @@ def _walk(folder: Path) -> Iterator[Measured]:
     for child in sorted(folder.iterdir()):
         if child.is_dir():
             yield from _walk(child)
-        elif (measured := _table(child)) is not None:
+        elif (measured := _file(child)) is not None:
             yield measured
 
 
-def _table(path: Path) -> Measured | None:
+def _file(path: Path) -> Measured | None:
+    if kernels.is_measured(path):
+        return Measured(kernels.KIND, path, kernels.compare)
     if not path.name.endswith((".csv", ".csv.gz")):
         return None
     header = frozenset(header_of(path))

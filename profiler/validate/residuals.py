@@ -54,12 +54,16 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Measurements of one file or folder against the simulator. ``notes``: what was assumed or left out."""
+    """Measurements of one file or folder against the simulator. ``notes``: what was assumed or left out.
+
+    stated: metrics that something else claims, to be printed beside those of the residuals.
+    """
 
     kind: str
     path: Path
     residuals: tuple[Residual, ...]
     notes: tuple[str, ...] = ()
+    stated: tuple[Metric, ...] = ()
 
 
 def slug(name: str) -> str:

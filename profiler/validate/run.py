@@ -30,7 +30,12 @@ def metrics(comparisons: Sequence[Comparison]) -> list[Metric]:
     found: list[Metric] = []
     for kind in dict.fromkeys(c.kind for c in comparisons):
         own = [c for c in comparisons if c.kind == kind]
-        found += SUMMARIES[kind]([r for c in own for r in c.residuals])
+        stated = {m.name: m for c in own for m in c.stated}
+        for metric in SUMMARIES[kind]([r for c in own for r in c.residuals]):
+            found.append(metric)
+            claim = stated.pop(metric.name.replace(".mape.", ".held_out."), None)
+            found += [claim] if claim else []
+        found += stated.values()
         for comparison in own if len(own) > 1 else ():
             label = comparison.path.name.split(".")[0]
             found += [replace(m, name=f"{m.name}@{label}") for m in SUMMARIES[kind](comparison.residuals)]

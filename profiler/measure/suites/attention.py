@@ -28,9 +28,8 @@ def build_prefill(point: Mapping[str, Any], ctx: Context) -> Case:
     window, span = point["window"], new + computed
     set_bytes = WIDTH[dtype] * batch * dim * (2 * new * heads + 2 * span * kv_heads)
     count = ctx.sets(set_bytes)
-    qs = [ctx.randn(batch, heads, new, dim, dtype=dtype) for _ in range(count)]
-    ks = [ctx.randn(batch, kv_heads, span, dim, dtype=dtype) for _ in range(count)]
-    vs = [ctx.randn(batch, kv_heads, span, dim, dtype=dtype) for _ in range(count)]
+    qs = ctx.copies(count, batch, heads, new, dim, dtype=dtype)
+    ks, vs = (ctx.copies(count, batch, kv_heads, span, dim, dtype=dtype) for _ in range(2))
     run = _prefill_kernel(point["backend"], new, computed, window, ctx)
     pairs = _pairs(new, computed, window)
 
@@ -75,10 +74,10 @@ def _prefill_kernel(
     mask: Tensor | None = None
     causal = new > 1
     if windowed or (computed and new > 1):
-        if backend in ("sdpa_flash", "sdpa_cudnn") and not windowed:
+        if backend == "sdpa_flash" and not windowed:
             from torch.nn.attention.bias import causal_lower_right
 
-            mask, causal = causal_lower_right(new, new + computed), False  # kernels with bottom-right causal masks
+            mask, causal = causal_lower_right(new, new + computed), False  # the one kernel torch gives this mask to
         else:
             mask, causal = kernels.causal_mask(new, computed, window, ctx.device.device), False
 
@@ -115,8 +114,15 @@ def _flex(new: int, computed: int, window: int | None, ctx: Context) -> Callable
     if not ctx.device.is_cuda:
         raise Unmeasurable("FlexAttention is compiled for CUDA only here")
     mask = create_block_mask(seen, None, None, new, new + computed, device=ctx.device.kind)
-    compiled = torch.compile(flex_attention, dynamic=False)
+    compiled = _compiled(flex_attention)
     return lambda q, k, v: compiled(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """For one shape. Past compilations are forgotten: after eight of one function torch would run it uncompiled."""
+    torch.compiler.reset()
+    found: Callable[..., Tensor] = torch.compile(function, dynamic=False)
+    return found
 
 
 # -- packed ---------------------------------------------------------------------------------------------------------
@@ -129,8 +135,7 @@ def build_packed(point: Mapping[str, Any], ctx: Context) -> Case:
     set_bytes = WIDTH[dtype] * dim * (2 * queries * heads + 2 * keys * kv_heads)
     count = ctx.sets(set_bytes)
     q = ctx.randn(queries, heads, dim, dtype=dtype)
-    ks = [ctx.randn(keys, kv_heads, dim, dtype=dtype) for _ in range(count)]
-    vs = [ctx.randn(keys, kv_heads, dim, dtype=dtype) for _ in range(count)]
+    ks, vs = (ctx.copies(count, keys, kv_heads, dim, dtype=dtype) for _ in range(2))
     read = torch.randperm(keys, generator=ctx.generator, device=ctx.device.device)
     parts = min(queries, 16)
     owner_q = torch.arange(queries, device=q.device) * parts // queries
@@ -170,10 +175,12 @@ def build_decode(point: Mapping[str, Any], ctx: Context) -> Case:
     slots = [(layout[i][:, None] * page + torch.arange(page, device=ctx.device.device)).flatten() for i in range(batch)]
     slots = [s[:n] for s, n in zip(slots, lengths, strict=True)]
     size = (sum(pages) * page, kv_heads, dim)
-    keys = [ctx.randn(*size, dtype=dtype) for _ in range(count)]
-    values = [ctx.randn(*size, dtype=dtype) for _ in range(count)]
+    keys, values = (ctx.copies(count, *size, dtype=dtype) for _ in range(2))
     q = ctx.randn(batch, heads, dim, dtype=dtype)
     run = _DECODE[backend](q, lengths, slots, layout, page, window, ctx, kv_heads)
+    if backend == "flex":  # makes its static caches and compiles before anything is timed
+        for k, v in zip(keys, values, strict=True):
+            run(q, k, v)
 
     def error() -> float:
         rows = sorted({0, batch // 2, batch - 1})
@@ -266,7 +273,7 @@ def _flex_decode(q: Tensor, lengths: Sequence[int], slots: Sequence[Tensor], _la
         return inside if window is None else inside & (key >= held[b] - window)
 
     mask = create_block_mask(seen, len(lengths), None, 1, table.shape[1], device=ctx.device.kind)
-    compiled = torch.compile(flex_attention, dynamic=False)
+    compiled = _compiled(flex_attention)
     static: dict[int, tuple[Tensor, Tensor]] = {}
 
     def run(x: Tensor, k: Tensor, v: Tensor) -> Tensor:

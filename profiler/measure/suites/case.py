@@ -47,6 +47,11 @@ class Context:
         x = torch.randn(size, device=self.device.device, generator=self.generator, dtype=torch.float32)
         return (x * scale).to(dtype_of(dtype))
 
+    def copies(self, count: int, *size: int, dtype: str, scale: float = 1.0) -> list[Tensor]:
+        """Equal buffers at different addresses: drawing each anew would take longer than timing it."""
+        first = self.randn(*size, dtype=dtype, scale=scale)
+        return [first, *(first.clone() for _ in range(count - 1))]
+
     def integers(self, high: int, *size: int) -> Tensor:
         return torch.randint(high, size, device=self.device.device, generator=self.generator)
 

@@ -28,7 +28,7 @@ def _against(call: Callable[[int], Tensor], reference: Callable[[], Tensor]) -> 
 
 def _inputs(point: Mapping[str, Any], ctx: Context, width: int) -> list[Tensor]:
     size = point["tokens"] * width * WIDTH[point["dtype"]]
-    return [ctx.randn(point["tokens"], width, dtype=point["dtype"]) for _ in range(ctx.sets(size))]
+    return ctx.copies(ctx.sets(size), point["tokens"], width, dtype=point["dtype"])
 
 
 def _norm64(x: Tensor, weight: Tensor) -> Tensor:

@@ -34,8 +34,8 @@ def build(point: Mapping[str, Any], ctx: Context) -> Case:
         raise Unmeasurable("torch._scaled_mm needs multiples of 16")
     set_bytes = WIDTH[dtype] * (m * k + n * k)
     count = ctx.sets(set_bytes)
-    xs = [_operand(ctx, m, k, dtype, 1.0) for _ in range(count)]
-    weights = [_operand(ctx, n, k, dtype, k**-0.5 if dtype not in ("fp8", "int8") else 1.0) for _ in range(count)]
+    xs = _operands(ctx, count, m, k, dtype, 1.0)
+    weights = _operands(ctx, count, n, k, dtype, k**-0.5 if dtype not in ("fp8", "int8") else 1.0)
     scale = torch.ones((), device=ctx.device.device) if dtype == "fp8" else None
     out_bytes = {"int8": 4, "fp8": 2}.get(dtype, WIDTH[dtype])
 
@@ -61,7 +61,8 @@ def _rows(weight: Tensor, index: Tensor) -> Tensor:
     return weight[index]
 
 
-def _operand(ctx: Context, rows: int, columns: int, dtype: str, scale: float) -> Tensor:
+def _operands(ctx: Context, count: int, rows: int, columns: int, dtype: str, scale: float) -> list[Tensor]:
     if dtype == "int8":
-        return (ctx.integers(255, rows, columns) - 127).to(torch.int8)
-    return ctx.randn(rows, columns, dtype=dtype, scale=scale)
+        first = (ctx.integers(255, rows, columns) - 127).to(torch.int8)
+        return [first, *(first.clone() for _ in range(count - 1))]
+    return ctx.copies(count, rows, columns, dtype=dtype, scale=scale)

@@ -23,8 +23,8 @@ def build(point: Mapping[str, Any], ctx: Context) -> Case:
     used = touched * 3 * hidden * inter * WIDTH[dtype]
     count = min(4, ctx.sets(used))  # experts fill the memory soon
     router = ctx.randn(experts, hidden, dtype=dtype, scale=hidden**-0.5)
-    up = [ctx.randn(experts, 2 * inter, hidden, dtype=dtype, scale=hidden**-0.5) for _ in range(count)]
-    down = [ctx.randn(experts, hidden, inter, dtype=dtype, scale=inter**-0.5) for _ in range(count)]
+    up = ctx.copies(count, experts, 2 * inter, hidden, dtype=dtype, scale=hidden**-0.5)
+    down = ctx.copies(count, experts, hidden, inter, dtype=dtype, scale=inter**-0.5)
     x = ctx.randn(tokens, hidden, dtype=dtype)
 
     def call(i: int) -> Tensor:
