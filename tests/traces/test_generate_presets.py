@@ -21,11 +21,12 @@ LLMSERVINGSIM = {"format": "table", "columns": {"arrival": "arrival_s", "prompt_
 def test_the_promised_presets_are_there_with_source_and_licence():
     assert set(PRESETS) == {
         "arxiv-summarization", "azure-code", "azure-conv", "mooncake-conversation", "reasoning", "servegen-large", "sharegpt",
+        "sharegpt-long",
     }  # fmt: skip
     for name in PRESETS:
         preset = load_preset(name)
-        assert preset.licence in {"CC-BY-4.0", "Apache-2.0", "MIT"}
-        assert "github.com" in preset.source
+        assert preset.licence in {"CC-BY-4.0", "Apache-2.0", "MIT", "published figures"}
+        assert "github.com" in preset.source or "arXiv" in preset.source
         assert preset.description
 
 
@@ -79,13 +80,36 @@ def test_published_statistics_of_azure_and_mooncake():
         assert trace.rate == pytest.approx(rate, rel=0.2 if name == "azure-code" else 0.03)
 
 
+def compared():
+    """Rows of the table in traces/README.md: (preset, side, [(published or None, generated), ...])."""
+    text = (Path(__file__).resolve().parents[2] / "traces" / "README.md").read_text(encoding="utf-8")
+    table = text.split("| preset | tokens |", 1)[1].split("\n\n", 1)[0]
+    for line in table.splitlines()[2:]:
+        name, side, *cells = [cell.strip().replace(",", "") for cell in line.strip("|").split("|")]
+        pairs = [cell.split(" / ") for cell in cells]
+        yield name.strip("`"), side, [(None if a == "-" else float(a), float(b)) for a, b in pairs]
+
+
+def test_the_documented_comparison_with_published_statistics_holds():
+    rows = list(compared())
+    assert {name for name, _, _ in rows} == set(PRESETS)
+    for name, side, pairs in rows:
+        trace = generate(name, num_requests=12_031 if name == "mooncake-conversation" else 40_000, seed=2)
+        tokens = getattr(trace, f"{side}_tokens")
+        found = [tokens.mean(), *np.percentile(tokens, [50, 90, 95, 99])]
+        for value, (published, generated) in zip(found, pairs, strict=True):
+            assert value == pytest.approx(generated, rel=0.02, abs=1), (name, side)
+            # Everything published is met within 10 %, a lone maximum's neighbour apart.
+            assert published is None or generated == pytest.approx(published, rel=0.1, abs=2), (name, side)
+
+
 @needs_data
 @pytest.mark.parametrize(
     ("name", "file", "options"),
     [
         ("azure-conv", "azure-2023/AzureLLMInferenceTrace_conv.csv.gz", {}),
         ("azure-code", "azure-2023/AzureLLMInferenceTrace_code.csv.gz", {}),
-        ("sharegpt", "lengths/sharegpt-llama-3.1-8b-300-sps10.csv", LLMSERVINGSIM),
+        ("sharegpt-long", "lengths/sharegpt-llama-3.1-8b-300-sps10.csv", LLMSERVINGSIM),
         ("arxiv-summarization", "lengths/arxiv_summarization_lengths.csv.gz", {}),
     ],
 )
@@ -157,5 +181,5 @@ def test_the_shipped_presets_are_what_the_fit_writes(tmp_path):
     from traces.generate.fit import FITS, write
     from traces.generate.presets import FOLDER
 
-    for name in ("azure-conv", "azure-code", "arxiv-summarization", "sharegpt", "reasoning"):
+    for name in ("azure-conv", "azure-code", "arxiv-summarization", "sharegpt", "sharegpt-long", "reasoning"):
         assert write(name, FITS[name](DATA), tmp_path).read_text() == (FOLDER / f"{name}.yaml").read_text()

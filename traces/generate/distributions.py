@@ -15,7 +15,6 @@ import numpy as np
 from simulator.core.errors import TraceError
 from traces.trace import Floats, Ints
 
-
 _EVENLY = (np.arange(10_000) + 0.5) / 10_000  # probabilities
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from traces.describe import prefix_hit_ratio
 from traces.formats import read_trace
+from traces.generate.distributions import LogNormal, Normal
 from traces.generate.presets import FOLDER, generate_preset, preset_of
 from traces.generate.synthesize import Generators
 from traces.prefix import infinite_cache_hits
@@ -224,11 +225,57 @@ def _conversations(parent: Ints) -> tuple[Ints, Ints]:
     return np.flatnonzero(parent < 0), turns
 
 
-def sharegpt(data: Path) -> Spec:
+def sharegpt(_: Path) -> Spec:
+    """Two parameters (and the prompts' bound) a side from the two or three statistics that are published of it."""
+    prompt = lognormal_of(median=74, p95=1484, mean=306)
+    return {
+        "description": "ShareGPT chat with GPT-4: short questions with a long tail; lengths only, Poisson arrivals.",
+        "source": "statistics of ShareGPT-GPT4 published in Llumnix, table 1 (OSDI 2024, arXiv:2406.03243)",
+        "licence": "published figures",
+        "rate": 10.0,
+        "requests": 0,  # no rows: published statistics
+        "arrivals": {"process": "poisson", "rate": 10.0},
+        "lengths": {"prompt": prompt, "output": normal_of(median=487, mean=500), "correlation": 0.0},
+    }
+
+
+def lognormal_of(*, median: float, p95: float, mean: float) -> Spec:
+    """A lognormal with that median and 95th percentile, bounded where its mean becomes that of the data."""
+    from scipy.optimize import brentq
+    from scipy.special import ndtri
+
+    u = (np.arange(200_000) + 0.5) / 200_000
+    sigma = round(float(np.log(p95 / median) / ndtri(0.95)), 3)
+
+    def excess(high: float) -> float:
+        return float(LogNormal(median, sigma, 4, high).ppf(u).mean()) - mean
+
+    return {
+        "distribution": "lognormal",
+        "median": median,
+        "sigma": sigma,
+        "low": 4,
+        "high": round(brentq(excess, p95, 1e6)),
+    }
+
+
+def normal_of(*, median: float, mean: float) -> Spec:
+    """A normal cut at 4 tokens from below, as wide as lifts its mean from the median to that of the data."""
+    from scipy.optimize import brentq
+
+    u = (np.arange(200_000) + 0.5) / 200_000
+
+    def excess(std: float) -> float:
+        return float(Normal(median, std, 4).ppf(u).mean()) - mean
+
+    return {"distribution": "normal", "mean": median, "std": round(brentq(excess, 1.0, 10 * median)), "low": 4}
+
+
+def sharegpt_long(data: Path) -> Spec:
     names = {"arrival": "arrival_s", "prompt_tokens": "input_tokens"}
     trace = read_trace(data / "lengths/sharegpt-llama-3.1-8b-300-sps10.csv", "table", columns=names)
     return {
-        "description": "ShareGPT chat as a benchmark replays it, Llama-3.1 tokens; lengths only, Poisson arrivals.",
+        "description": "ShareGPT chats with answers of 512 tokens and more, Llama-3.1 tokens; lengths only, Poisson.",
         "source": "300 ShareGPT requests of LLMServingSim (github.com/casys-kaist/LLMServingSim, 5daddb2)",
         "licence": "MIT",
         "rate": 10.0,
@@ -328,6 +375,7 @@ FITS: dict[str, Callable[[Path], Spec]] = {
     "reasoning": reasoning,
     "servegen-large": servegen_large,
     "sharegpt": sharegpt,
+    "sharegpt-long": sharegpt_long,
 }
 
 
