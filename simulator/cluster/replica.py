@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
 from math import inf, nextafter
 
 from simpy.events import Event
@@ -12,6 +11,7 @@ from simulator.cluster.clock import PLAN, Clock
 from simulator.cluster.plan import Group
 from simulator.replica.engine import Engine
 from simulator.replica.pipeline import PipelineEngine
+from simulator.replica.steps import Action
 from simulator.scheduling.request import Request
 
 
@@ -55,8 +55,8 @@ class Replica:
         elif engine.add(request, now):
             self._event = self.clock.at(engine.wake_time, PLAN, self._wake)
 
-    def at_next_step(self, action: Callable[[float], None], now: float) -> None:
-        """Call ``action(time)`` when the engine next plans a step: at once if it is idle. Watched replicas only."""
+    def at_next_step(self, action: Action, now: float) -> None:
+        """See ``Engine``. Watched replicas only."""
         if self.engine.at_next_step(action, now):
             self._event = self.clock.at(self.engine.wake_time, PLAN, self._wake)
 

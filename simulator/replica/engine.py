@@ -125,7 +125,9 @@ class Engine:
         return cut and self._pending > 1 and self._cut(now)
 
     def at_next_step(self, action: Action, now: float) -> bool:
-        """Call ``action(time)`` before the next step is planned, or at once when idle. True when ``wake_time`` changed.
+        """Call ``action(time)`` before the next step is planned, or at once when idle, until it says that it is done.
+
+        True when ``wake_time`` has changed.
 
         How everything that is not an arrival reaches an engine: what runs is never changed, only what runs next.
         """
@@ -134,6 +136,11 @@ class Engine:
             self.wake_time = now
             return True
         return self._pending > 1 and self._cut(now)
+
+    def token_time(self, lane: int) -> float:
+        """End of the last planned step that made decode tokens, s."""
+        del lane  # there is one
+        return self.last_token_time
 
     def settle(self, now: float) -> None:
         """Bring ``state`` to what it is at ``now``, in the middle of a span too. Changes nothing that happens."""
@@ -161,9 +168,7 @@ class Engine:
             if releasing and releasing[0][0] <= now:
                 release_ended(state, self.recorder, now, self.on_finish)
             if actions:
-                due, actions[:] = actions[:], []
-                for action in due:
-                    action(now)
+                actions[:] = [action for action in actions[:] if not action(now)]
             if observer is not None:
                 observer.settled(now, state)
             begin = self.busy_until
@@ -312,7 +317,7 @@ class Engine:
             if self._uneven is None:
                 seconds += self.cost.mixed(batch, context, windowed, step.chunks, sampled)
             else:
-                longest, squares = batch_spread(state, step) if batch else (0, 0)
+                longest, squares = batch_spread(state, step) if step.held else state.spread() if batch else (0, 0)
                 seconds += self._uneven.mixed(batch, context, windowed, step.chunks, sampled, longest, squares)
         self.busy_until = end = begin + seconds
         running = len(state.prefilling) + state.num_decodes + len(step.completed)  # who ended before left out

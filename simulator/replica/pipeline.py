@@ -96,6 +96,10 @@ class PipelineEngine:
             return True
         return False
 
+    def token_time(self, lane: int) -> float:
+        """End of the lane's last planned batch that made decode tokens, s."""
+        return self._last_token_time[lane]
+
     def settle(self, now: float) -> None:
         """Bring ``state`` to what it is at ``now``."""
         if self.wake_time < now:
@@ -109,9 +113,7 @@ class PipelineEngine:
                 self._free.appendleft(self._flying.popleft()[1])
             release_ended(self.state, self.recorder, now, self.on_finish)
             if self._actions:
-                due, self._actions[:] = self._actions[:], []
-                for action in due:
-                    action(now)
+                self._actions[:] = [action for action in self._actions[:] if not action(now)]
             if self.observer is not None:
                 self.observer.settled(now, self.state)
             while self._free and self._plan(self._free[0], now):

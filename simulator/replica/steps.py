@@ -13,7 +13,7 @@ from simulator.scheduling.step import Step
 FINISHED = int(Status.FINISHED)
 
 OnFinish = Callable[[Request, float], None]
-Action = Callable[[float], None]
+Action = Callable[[float], bool]  # (time) -> done; else it is called again before the next step
 
 
 def batch_sums(state: EngineState, step: Step) -> tuple[int, int]:
@@ -32,7 +32,7 @@ def batch_spread(state: EngineState, step: Step) -> tuple[int, int]:
     """Longest context and sum of squared contexts of the decodes of a step, tokens: ``step.held`` left out of the
     squares. The longest may be one that is held: too few steps hold anybody to search for the next one.
     """
-    longest, squares = state.spread()
+    longest, squares = state.spread() if state.num_decodes > len(step.held) else (0, 0)
     for request in step.held:
         squares -= (request.offset + state.token_steps + 1) ** 2
     return longest, squares
@@ -96,7 +96,10 @@ def release_ended(state: EngineState, recorder: Recorder, now: float, on_finish:
         recorder.status[row] = FINISHED
         recorder.first_step[row] = request.first_token_step
         recorder.last_step[row] = request.last_step - request.padding
-        state.release(request)
+        if state.keeps:
+            state.keep(request)
+        else:
+            state.release(request)
         if on_finish is not None:
             on_finish(request, end)
 

@@ -51,6 +51,8 @@ class EngineState:
         "computed_sum",
         "growing",
         "hittable",
+        "keeps",
+        "kept",
         "lane",
         "lanes",
         "last_decode_order",
@@ -81,6 +83,8 @@ class EngineState:
         self.running: dict[Request, None] = {}  # in order of admission
         self.prefilling: dict[Request, None] = {}  # the running requests with prompt left to compute
         self.releasing: deque[tuple[float, Request]] = deque()  # (end of the last step, request), still in running
+        self.keeps = False  # whether requests that end here go on elsewhere
+        self.kept: dict[Request, None] = {}  # those whose KV has not been read yet
         self.swapped: deque[Request] = deque()  # preempted, their KV in host memory; next one to return first
         self.num_decodes = 0
         self.computed_sum = 0  # tokens, over the decoding requests
@@ -366,6 +370,11 @@ class EngineState:
 
         scheduled: tokens already given to it in this step (their blocks are taken); they are taken back.
         """
+        if self.detach(request, step, scheduled):  # else its last token is on the way and it leaves when that arrives
+            self.waiting.appendleft(request)
+
+    def detach(self, request: Request, step: Step, scheduled: int = 0) -> bool:
+        """Take a running request out and free its blocks; all it has computed is lost. False: it has ended."""
         ended = not request.decoding and request not in self.prefilling
         if request.decoding:
             self.lanes[request.lane].leave(request)
@@ -384,16 +393,36 @@ class EngineState:
             known = held - 1 if self.args.async_scheduling and held > request.target else held
             pool.release(request.table, -(-held // size), known // size, returns=not ended)
         else:
-            pool.free += -(-held // size)
+            pool.free += -(-held // size) if self._grows else request.reserved
         del self.running[request]
         request.lost = max(computed, request.lost) if request.preemptions else computed
         request.computed = 0
         request.preemptions += 1
         step.preempted.append(request)
-        if not ended:  # else its last token is on the way and it leaves when that arrives
-            if computed >= request.target:
-                request.target = computed + 1
-            self.waiting.appendleft(request)
+        if not ended and computed >= request.target:
+            request.target = computed + 1
+        return not ended
+
+    # -- between engines ---------------------------------------------------------------------------------------
+
+    def keep(self, request: Request) -> None:
+        """A request has ended here but goes on elsewhere: its blocks are held until its KV has been read."""
+        del self.running[request]
+        self.kept[request] = None
+
+    def let_go(self, request: Request) -> None:
+        """The KV of a kept request has been read."""
+        del self.kept[request]
+        self.release(request)
+
+    def land(self, request: Request) -> None:
+        """A request joins the decoding batch with KV from elsewhere: ``computed`` tokens, whose blocks are taken."""
+        request.order = next(self.admissions)
+        self.running[request] = None
+        if request.table is not None and self.caching:
+            assert isinstance(self.pool, PrefixCache)
+            self.pool.cache(request.table, request.computed // self.block_size)
+        self.join(request, request.prompt_tokens + request.output_tokens - 1 - request.computed)
 
     # -- swapping ----------------------------------------------------------------------------------------------
 

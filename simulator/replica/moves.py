@@ -1,0 +1,79 @@
+"""Requests that change engines: called between two steps, through ``Engine.at_next_step``."""
+
+from __future__ import annotations
+
+from math import inf
+
+from simulator.kv.prefix import BlockTable
+from simulator.replica.engine import Engine
+from simulator.replica.pipeline import PipelineEngine
+from simulator.replica.steps import record_moves, release_ended
+from simulator.scheduling.request import Request
+from simulator.scheduling.step import Step
+
+
+def elsewhere(request: Request, *, computed: int = 0) -> Request:
+    """The same request for another engine; computed: tokens whose KV goes along."""
+    table = None if request.table is None else BlockTable(request.table.ids)
+    other = Request(request.row, request.arrival, request.prompt_tokens, request.output_tokens, request.priority, table)
+    other.target = request.target
+    other.computed = other.cached_tokens = computed
+    other.preemptions = request.preemptions
+    if request.preemptions:
+        other.lost = request.lost
+    return other
+
+
+def take_out(engine: Engine | PipelineEngine, request: Request) -> tuple[int, float]:
+    """A decoding request leaves with the KV it has; its blocks are free. Returns how many tokens of KV that is, and
+    when its last token comes (it may be in flight), s.
+
+    Raises KeyError when it is not decoding, as when it has ended meanwhile.
+    """
+    if not request.decoding:
+        raise KeyError(request)
+    state = engine.state
+    lane = state.lanes[request.lane]
+    computed = request.offset + lane.token_steps
+    stays = request.first_token_step == lane.token_steps  # it has decoded nothing since it joined the batch
+    last_token = engine.recorder.range_start[request.row] if stays else engine.token_time(request.lane)
+    step = Step(decodes=False)
+    state.detach(request, step)
+    record_moves(state, step, engine.recorder, inf, inf)
+    request.preemptions -= 1  # nothing is lost
+    engine.recorder.preemptions[request.row] = request.preemptions
+    return computed, last_token
+
+
+def evacuate(engine: Engine | PipelineEngine) -> list[Request]:
+    """The engine fails after the step in flight: everybody goes, in order of admission and then of the queue, and must
+    compute all tokens again. Returns the requests for other engines. Those whose last step is in flight end there.
+    """
+    state = engine.state
+    step = Step(decodes=False)
+    release_ended(state, engine.recorder, inf, engine.on_finish)
+    gone = [request for request in list(state.running) if state.detach(request, step)]
+    record_moves(state, step, engine.recorder, inf, inf)
+    while state.swapped:
+        request = state.swapped.popleft()
+        request.target = request.computed + 1
+        gone.append(request)
+    while state.waiting:
+        gone.append(state.waiting.popleft())
+    return [elsewhere(request) for request in gone]
+
+
+def land(engine: Engine | PipelineEngine, request: Request, last_token_time: float) -> bool:
+    """A request whose ``computed`` tokens have arrived, in blocks taken before, decodes from the next step on.
+
+    last_token_time: of the token it decodes from, s. False when all ``max_num_seqs`` are taken: try again.
+    """
+    state = engine.state
+    if len(state.running) >= state.args.max_num_seqs:
+        return False
+    recorder, row = engine.recorder, request.row
+    recorder.range_start[row] = last_token_time
+    if recorder.scheduled[row] != recorder.scheduled[row]:  # never written
+        recorder.scheduled[row] = last_token_time
+    min(state.lanes, key=lambda lane: lane.num_decodes).land(request)
+    return True
