@@ -49,5 +49,7 @@ def profile(
         raise UserError(error.message, where=error.where, remedy=error.remedy) from None
     except ModuleNotFoundError as error:
         raise UserError(
-            f"{error.name} is not installed", where="windtunnel profile", remedy="pip install 'windtunnel[profile]'"
+            f"{error.name} is not installed",
+            where="windtunnel profile",
+            remedy="Install it: pip install 'windtunnel[profile]'.",
         ) from None

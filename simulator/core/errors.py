@@ -23,7 +23,7 @@ class UserError(WindtunnelError):
     """Bad input. ``str()`` is the whole text: where it is, what is wrong with which value, what to do.
 
     where: file, line or row, and path of the offending value, e.g. ``quickstart.yaml:12: engine.max_num_seq``.
-    remedy: one sentence that says how to put it right.
+    remedy: one sentence that says how to put it right. Both end in a full stop, given or not.
     """
 
     def __init__(self, message: str, *, where: str | None = None, remedy: str | None = None) -> None:
@@ -33,8 +33,8 @@ class UserError(WindtunnelError):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        located = f"{self.where}: {self.message}" if self.where else self.message
-        return f"{located}\n  {self.remedy}" if self.remedy else located
+        located = _ended(f"{self.where}: {self.message}" if self.where else self.message)
+        return f"{located}\n  {_ended(self.remedy)}" if self.remedy else located
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions with keyword arguments do not pickle by themselves, and sweeps cross processes.
@@ -63,6 +63,10 @@ class PolicyError(UserError):
 
 class CalibrationError(UserError):
     """A calibration is malformed or physically impossible."""
+
+
+def _ended(text: str) -> str:
+    return text if text.endswith((".", "?", "!", ":", "\n")) else f"{text}."
 
 
 def _rebuild(kind: type[UserError], message: str, where: str | None, remedy: str | None) -> UserError:

@@ -222,7 +222,7 @@ def read_calibration(path: Path) -> Calibration:
         raise CalibrationError(f"not JSON: {error}", where=str(path)) from error
     if not isinstance(row, dict) or row.get("schema") != SCHEMA:
         raise CalibrationError(
-            "not a calibration of this version", where=str(path), remedy="write it with `windtunnel calibrate`"
+            "not a calibration of this version", where=str(path), remedy="Write it with `windtunnel calibrate`."
         )
     try:
         return _calibration(row)

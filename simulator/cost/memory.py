@@ -149,7 +149,7 @@ class _Request:
                 f"num_gpu_blocks_override = {blocks} blocks of {format_bytes(block_bytes)} and {format_bytes(beside)} "
                 f"of weights and activations exceed the {format_bytes(gpu.memory_bytes)} of {gpu.name}",
                 where="num_gpu_blocks_override",
-                remedy=f"at most {(gpu.memory_bytes - beside) // block_bytes}",
+                remedy=f"Give at most {(gpu.memory_bytes - beside) // block_bytes}, or leave it out.",
             )
         batches = max(placed.pp, 2 if self.async_scheduling else 1)
         per_request = layout.blocks_per_request(max_model_len, batches * tokens)
@@ -165,7 +165,9 @@ class _Request:
     def _check_arguments(self) -> None:
         if not 0 < self.utilization <= 1:
             raise HardwareError(
-                f"gpu_memory_utilization is {self.utilization}", where="gpu_memory_utilization", remedy="0 < x <= 1"
+                f"gpu_memory_utilization is {self.utilization}",
+                where="gpu_memory_utilization",
+                remedy="Give a share above 0, up to 1.",
             )
         if self.block_size < 1 or (self.override is not None and self.override < 1):
             raise HardwareError("block_size and num_gpu_blocks_override must be positive", where="block_size")
@@ -173,7 +175,7 @@ class _Request:
             raise ModelError(
                 f"max_model_len = {self.model_len} exceeds the positions of {self.model.name}",
                 where="max_model_len",
-                remedy=f"at most {self.model.max_model_len}",
+                remedy=f"Give at most {self.model.max_model_len}, the model's own.",
             )
 
     def _limits(self) -> tuple[int, int]:
@@ -202,23 +204,23 @@ class _Request:
             return
         missing = (per_request - blocks + 1) * block_bytes
         fitting = _longest(layout, blocks - 1, max_model_len, in_flight)
-        shorter = f"max_model_len: {fitting}; " if fitting else ""
         raise HardwareError(
             f"one request of max_model_len = {max_model_len} tokens needs {per_request} KV blocks, {blocks - 1} are "
             f"usable on {self._placement()}: {format_bytes(missing)} short",
             where="num_gpu_blocks_override" if self.override is not None else "max_model_len",
-            remedy=shorter + self._remedy(),
+            remedy=self._remedy(fitting),
         )
 
     def _placement(self) -> str:
         tp, pp = self.deployment.tensor_parallel_size, self.deployment.pipeline_parallel_size
         return f"{tp * pp} x {self.gpu.name} (tp {tp}, pp {pp})"
 
-    def _remedy(self) -> str:
-        """What would fit, tried out: more ranks, narrower weights."""
+    def _remedy(self, max_model_len: int = 0) -> str:
+        """What would fit, tried out: shorter requests (0: none would), more ranks, narrower weights."""
+        fixes = [f"max_model_len: {max_model_len}"] if max_model_len else []
         if self.override is not None:
-            return "a larger num_gpu_blocks_override, or none"
-        fixes = []
+            larger = "a larger num_gpu_blocks_override, or none"
+            return f"Set {fixes[0]}, or give {larger}." if fixes else f"Give {larger}."
         tp = next((n for n in (2, 4, 8, 16) if n > self.deployment.tensor_parallel_size and self._fits(tp=n)), None)
         if tp:
             fixes.append(f"tensor_parallel_size: {tp}")
@@ -226,7 +228,7 @@ class _Request:
             if self._fits(quantization=name):
                 fixes.append(f"quantization: {name}")
                 break
-        return "It fits with " + " or ".join(fixes) if fixes else "no tensor_parallel_size up to 16 fits"
+        return f"It fits with {' or '.join(fixes)}." if fixes else "No tensor_parallel_size up to 16 fits."
 
     def _fits(self, tp: int | None = None, quantization: str | None = None) -> bool:
         d = self.deployment
@@ -250,7 +252,7 @@ class _Trial(_Request):
 
     __slots__ = ()
 
-    def _remedy(self) -> str:
+    def _remedy(self, max_model_len: int = 0) -> str:
         return ""
 
 

@@ -56,10 +56,10 @@ def place(model: Model, gpu: Gpu, deployment: Deployment) -> Placed:
         dtype = "float16" if model.dtype in ("float16", "bfloat16") and not has_bf16 else model.dtype
         dtype = ("bfloat16" if has_bf16 else "float16") if dtype == "float32" else dtype
     if weight_format(dtype).bits < 16:
-        raise ModelError(f"dtype {dtype!r} is a quantisation", where="dtype", remedy=f"write quantization: {dtype}")
+        raise ModelError(f"dtype {dtype!r} is a quantisation", where="dtype", remedy=f"Write quantization: {dtype}.")
     if weight_format(dtype).math == "bf16" and "bf16" not in gpu.peak_flops:
         raise HardwareError(
-            f"{gpu.name} (compute capability {gpu.compute_capability}) has no bfloat16", remedy="dtype: float16"
+            f"{gpu.name} (compute capability {gpu.compute_capability}) has no bfloat16", remedy="Set dtype: float16."
         )
     quantization = model.quantization
     if deployment.quantization is not None:

@@ -40,7 +40,7 @@ class Slo:
         if not 0 < self.percentile <= 100:
             raise UserError(
                 f"SLO {self.name!r}: percentile = {self.percentile!r} is outside (0, 100]",
-                remedy="MLPerf Inference uses 99.",
+                remedy="Give a percentile up to 100; MLPerf Inference uses 99.",
             )
 
     def limits(self) -> dict[str, float]:

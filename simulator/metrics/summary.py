@@ -134,7 +134,7 @@ def _window(records: SimulationRecords, window: tuple[float, float] | None) -> t
     if not window[1] > window[0]:
         raise UserError(
             f"measurement window ({window[0]:g}, {window[1]:g}) s is empty",
-            remedy="Its end must lie after its start: the warm-up and cool-down leave nothing to measure.",
+            remedy="Shorten the warm-up and the cool-down: they leave nothing to measure.",
         )
     return float(window[0]), float(window[1])
 

@@ -66,7 +66,7 @@ class _Facts:
             raise ModelError(
                 f"{self.name}: {keys[0]} {problem}",
                 where=f"config.json: {' / '.join(keys)}",
-                remedy="give a decoder-only Hugging Face config.json",
+                remedy="Give the config.json of a decoder-only model, as Hugging Face writes it.",
             )
         return value
 
@@ -94,7 +94,7 @@ def from_config(config: Config, name: str, source: str = "") -> Model:
         if model_type in UNSUPPORTED:
             raise ModelError(
                 f"{name}: model_type {model_type!r} is not supported: it has {UNSUPPORTED[model_type]}",
-                remedy="supported are decoder-only models with softmax, latent (MLA) or gated-delta attention",
+                remedy="Supported are decoder-only models with softmax, latent (MLA) or gated-delta attention.",
             )
     facts = _Facts(config, name)
     hidden = facts.integer("hidden_size", "n_embd", "d_model")
@@ -162,7 +162,7 @@ def _layer_types(facts: _Facts, kind: str, num_layers: int) -> list[str]:
             raise ModelError(
                 f"{facts.name}: layer_types holds {sorted(set(types) - known) or len(types)}",
                 where="config.json: layer_types",
-                remedy=f"{num_layers} entries out of {', '.join(sorted(known))} are supported",
+                remedy=f"Give {num_layers} entries, each one of {', '.join(sorted(known))}.",
             )
         return list(types)
     interval = facts.first("full_attention_interval")
@@ -273,7 +273,7 @@ def _quantization(config: Any, name: str) -> Quantization | None:
     raise ModelError(
         f"{name}: quant_method {method!r} is not supported",
         where="config.json: quantization_config",
-        remedy="supported: fp8, mxfp4, awq, gptq, modelopt, compressed-tensors",
+        remedy="Supported are fp8, mxfp4, awq, gptq, modelopt and compressed-tensors.",
     )
 
 
@@ -293,4 +293,4 @@ def _bits(bits: int, group: int, name: str) -> Quantization:
         return Quantization("int8")
     if bits == 4:
         return Quantization("int4_g32" if group == 32 else "int4")
-    raise ModelError(f"{name}: {bits}-bit integer weights are not supported", remedy="4 or 8 bits")
+    raise ModelError(f"{name}: {bits}-bit integer weights are not supported", remedy="Supported are 4 and 8 bits.")

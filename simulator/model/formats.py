@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from simulator.core.errors import ModelError
+from simulator.core.names import suggestion
 
 Scope = Literal["linear", "experts"]
 
@@ -76,7 +77,8 @@ def weight_format(name: str) -> WeightFormat:
     """Raises ModelError on an unknown name."""
     found = WEIGHT_FORMATS.get(ALIASES.get(name, name))
     if found is None:
-        raise ModelError(f"unknown weight format {name!r}", remedy="one of " + ", ".join(sorted(WEIGHT_FORMATS)))
+        remedy = suggestion(name, WEIGHT_FORMATS, noun="weight formats")
+        raise ModelError(f"unknown weight format {name!r}", remedy=remedy)
     return found
 
 
@@ -85,5 +87,6 @@ def kv_element_bytes(name: str) -> tuple[float, float]:
     name = ALIASES.get(name, name)
     found = KV_FORMATS.get(KV_ALIASES.get(name, name))
     if found is None:
-        raise ModelError(f"unknown kv_cache_dtype {name!r}", remedy="one of auto, " + ", ".join(sorted(KV_FORMATS)))
+        remedy = suggestion(name, ("auto", *KV_FORMATS), noun="types")
+        raise ModelError(f"unknown kv_cache_dtype {name!r}", remedy=remedy)
     return found

@@ -49,7 +49,7 @@ def shard(size: int, tp: int, what: str, model: str) -> int:
         raise ModelError(
             f"{model}: {what} = {size} is not divisible by tensor_parallel_size = {tp}",
             where="tensor_parallel_size",
-            remedy="choose one of " + ", ".join(str(n) for n in (1, 2, 4, 8, 16) if size % n == 0),
+            remedy=f"Choose one of {', '.join(str(n) for n in (1, 2, 4, 8, 16) if size % n == 0)}.",
         )
     return size // tp
 
@@ -61,7 +61,7 @@ def local_kv_heads(num_kv_heads: int, tp: int, model: str = "model") -> int:
             raise ModelError(
                 f"{model}: tensor_parallel_size = {tp} is no multiple of the {num_kv_heads} KV heads",
                 where="tensor_parallel_size",
-                remedy="choose a divisor or a multiple of the number of KV heads",
+                remedy="Choose a divisor or a multiple of the number of KV heads.",
             )
         return 1
     return shard(num_kv_heads, tp, "num_key_value_heads", model)

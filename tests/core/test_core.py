@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import ast
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +16,35 @@ from simulator.core.random import Streams, streams
 from simulator.core.registry import Registry, first_line
 from simulator.core.units import format_bytes, format_count, format_seconds, parse_bytes, parse_count, parse_seconds
 
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def ends(node: ast.expr) -> tuple[str | None, str | None]:
+    """First and last piece of a string written out in the code, as far as they are constant."""
+    pieces = node.values if isinstance(node, ast.JoinedStr) else [node]
+    texts = [p.value if isinstance(p, ast.Constant) and isinstance(p.value, str) else None for p in pieces]
+    return texts[0], texts[-1]
+
 
 class TestErrors:
+    def test_message_and_remedy_are_sentences_however_they_were_given(self) -> None:
+        assert str(UserError("x is 3", where="a.yaml:1", remedy="Give 4")) == "a.yaml:1: x is 3.\n  Give 4."
+        assert str(UserError("what?", remedy="Did you mean 'y'?")) == "what?\n  Did you mean 'y'?"
+
+    @pytest.mark.parametrize("room", ["simulator", "traces"])
+    def test_every_remedy_written_in_the_code_is_a_sentence(self, room: str) -> None:
+        """Begins with a capital (or is a command to type) and ends with a stop: they are read by people in a hurry."""
+        written = [
+            (f"{path.name}:{node.value.lineno}", *ends(node.value))
+            for path in sorted((ROOT / room).rglob("*.py"))
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.keyword) and node.arg == "remedy"
+        ]
+        assert len(written) > 15
+        for where, first, last in written:
+            assert first is None or first[0].isupper() or first.startswith("pip "), (where, first)
+            assert last is None or last.startswith("pip ") or last.endswith((".", "?")), (where, last)
+
     def test_the_text_says_where_what_and_what_to_do(self) -> None:
         error = ScenarioError("unknown field 'x'.", where="a.yaml:3: engine.x", remedy="Did you mean 'y'?")
         assert str(error) == "a.yaml:3: engine.x: unknown field 'x'.\n  Did you mean 'y'?"

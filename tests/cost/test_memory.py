@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from simulator.core.errors import HardwareError, ModelError
@@ -118,7 +120,8 @@ def test_too_long_a_context_names_the_longest_that_fits() -> None:
     with pytest.raises(HardwareError, match="131072 tokens needs 8192 KV blocks") as caught:
         memory_plan(model("llama-3.1-8b"), gpu("a10g"))
     assert caught.value.remedy is not None
-    longest = int(caught.value.remedy.split("max_model_len: ")[1].split(";")[0])
+    assert re.fullmatch(r"It fits with max_model_len: \d+ or .*\.", caught.value.remedy)
+    longest = int(caught.value.remedy.split("max_model_len: ")[1].split(" or ")[0])
     assert memory_plan(model("llama-3.1-8b"), gpu("a10g"), max_model_len=longest).max_concurrency >= 1
     with pytest.raises(HardwareError):
         memory_plan(model("llama-3.1-8b"), gpu("a10g"), max_model_len=longest + 16)
