@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simulator.core.units import format_bytes, format_seconds
-from simulator.cost.operators import Bound
+from simulator.cost.operators import Bound, ChunkSeconds
 from simulator.cost.shapes import AttentionShape, decode_physics, prefill_physics
 from simulator.cost.step import EXACT_TOKENS, GRID_TOKENS, Entry, OperatorCost
 
@@ -81,18 +81,26 @@ def _attention_rows(
     cost: OperatorCost, num_decodes: int, context: int, windowed: int, chunks: Sequence[tuple[int, int]]
 ) -> list[Row]:
     rows = []
-    for shape, count in cost.attention_shapes:
+    beside: list[float] = []
+    if num_decodes and chunks and cost.uneven:
+        chunk_s = sum(n * f(new, old) for n, f in _chunk_prices(cost) for new, old in chunks)
+        beside = cost.beside(num_decodes, context, windowed, chunks, chunk_s)
+    for i, (shape, count) in enumerate(cost.attention_shapes):
         name = shape.kind if shape.window is None else f"window {shape.window}"
         if num_decodes:
             keys = context if shape.window is None else windowed
             seconds = cost.operators.decode_attention(shape, num_decodes).at(keys)
-            if chunks and cost.reread is not None:
-                seconds *= cost.reread(context)
+            if beside:
+                seconds = beside[i] / count
             flops, size = decode_physics(shape, num_decodes, keys)
             rows.append(_row(cost, f"attention decode ({name})", count, seconds, flops, size))
         if chunks:
             rows.append(_prefill_row(cost, shape, count, name, chunks))
     return rows
+
+
+def _chunk_prices(cost: OperatorCost) -> list[tuple[int, ChunkSeconds]]:
+    return [(count, cost.operators.prefill_attention(shape)) for shape, count in cost.attention_shapes]
 
 
 def _prefill_row(

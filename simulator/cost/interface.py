@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 
 class Line(NamedTuple):
@@ -39,3 +39,31 @@ class StepCost(Protocol):
         num_sampled: sequences that need logits (decodes and chunks that complete their prompt).
         """
         ...
+
+
+class UnevenStepCost(StepCost, Protocol):
+    """A ``StepCost`` to which it matters how unequal the contexts are. The engine then keeps two more numbers."""
+
+    uneven: bool
+    """False: what these numbers are does not matter after all, and the engine need not keep them."""
+
+    def decode(  # noqa: PLR0917 - one more kind of sum
+        self, num_decodes: int, context: int, windowed: int, growing: int, longest: int = 0, squares: int = 0
+    ) -> Line:
+        """longest: KV length of the longest request after this step's token; 0: all are equal.
+        squares: sum of the squared KV lengths. Both are of layers that see everything; the price may hold them for
+        as many steps as it is valid for.
+        """
+        ...
+
+    def mixed(  # noqa: PLR0917
+        self, num_decodes: int, context: int, windowed: int, chunks: Sequence[tuple[int, int]], num_sampled: int,
+        longest: int = 0, squares: int = 0,
+    ) -> float:  # fmt: skip
+        """longest, squares: of the decodes, as above."""
+        ...
+
+
+def uneven_cost(cost: StepCost) -> UnevenStepCost | None:
+    """``cost`` if it wants to know how unequal contexts are."""
+    return cast("UnevenStepCost", cost) if getattr(cost, "uneven", False) else None

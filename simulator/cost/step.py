@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Generic, NamedTuple, Self, TypeVar
 
+from simulator.cost.flash_attention import Beside, blocks_of, excess
 from simulator.cost.interface import Line
 from simulator.cost.marlin import marlin_experts
-from simulator.cost.mixed_attention import reread
 from simulator.cost.operators import ChunkSeconds, Curve, Operators, Price, sum_curves
 from simulator.cost.overhead import EngineOverhead
 from simulator.cost.placement import Deployment, place, stage_sizes
@@ -58,10 +58,11 @@ class Decode(NamedTuple):
     serial: float  # added on top
     full: Curve | None  # set when the price bends in the context; base and slope are then unused
     windowed: Curve | None
+    tail: float  # per token by which the longest context exceeds the mean over tokens
 
 
 class OperatorCost:
-    """Prices the steps of one model replica. Implements ``StepCost``.
+    """Prices the steps of one model replica. Implements ``StepCost``, and ``UnevenStepCost`` where lengths matter.
 
     With ``pipeline_parallel_size > 1`` the price is that of ONE micro-batch on the slowest stage, its activations'
     transfer to the next stage included: a pipeline accepts a new micro-batch every such time, and a micro-batch takes
@@ -117,12 +118,15 @@ class OperatorCost:
         self.attention_shapes = tuple(kinds.items())
         chunk_prices = [(n, self.operators.prefill_attention(s)) for s, n in self.attention_shapes]
         self._chunk_times, self._chunk = _weighted(chunk_prices)
-        self.reread = reread(self.gpu, [shape for shape, _ in self.attention_shapes])
+        self.blocks = [blocks_of(self.gpu, shape) for shape, _ in self.attention_shapes]
+        self._attention_layers = sum(n for _, n in self.attention_shapes)
+        self.uneven = any(b is not None for b in self.blocks)
         self._prefill_launch = sum(n * self.operators.prefill_launch(s) for s, n in self.attention_shapes)
         self._kernels = sum(n * self._kernels_of(x) for x, n in self._layers.items()) + 4
         self._by_tokens: Table[float] = Table(self._tokens_seconds)
         self._by_sampled: Table[float] = Table(lambda n: _seconds(self.sampled_entries(n)))
         self._mixed_decode: Table[tuple[Curve, Curve]] = Table(self._attention_curves)
+        self._beside: Table[list[tuple[int, bool, Curve, Beside | None]]] = Table(self._beside_entry)
         self._overhead_tables()
 
     def _overhead_tables(self) -> None:
@@ -233,10 +237,16 @@ class OperatorCost:
         gpu = self._by_tokens[self.overhead.padded(n)] + self._by_sampled[n]
         floor = self.overhead.floor_s(n, 1 if self.overhead.full_graphs and n <= self._graph_top else self._launches(n))
         serial = self.overhead.serial_s(n)
-        if full.knots or windowed.knots:
-            return Decode(gpu, 0.0, 0.0, floor, serial, full, windowed)
+        tail = self._tail_s(n)
+        if full.knots or windowed.knots or tail:
+            return Decode(gpu, 0.0, 0.0, floor, serial, full, windowed, tail)
         gpu += full.base[0] + windowed.base[0]
-        return Decode(gpu, full.slope[0], windowed.slope[0], floor, serial, None, None)
+        return Decode(gpu, full.slope[0], windowed.slope[0], floor, serial, None, None, 0.0)
+
+    def _tail_s(self, n: int) -> float:
+        """Contexts clipped to a window are equal, or nearly: those layers have no tail."""
+        known = zip(self.blocks, self.attention_shapes, strict=True)
+        return sum(count * b.tail_s(n) for b, (shape, count) in known if b is not None and shape.window is None)
 
     def _mixed_tokens(self, tokens: int) -> float:
         return self._by_tokens[self.overhead.padded(tokens)] + self._prefill_launch
@@ -253,18 +263,25 @@ class OperatorCost:
 
     # -- StepCost -----------------------------------------------------------------------------------------------
 
-    def decode(self, num_decodes: int, context: int, windowed: int, growing: int) -> Line:
-        """See ``StepCost``. The price bends where the GPU's work outgrows the CPU's, and at the knots of a fit."""
-        base, slope, windowed_slope, floor, serial, full, _ = self._by_decodes[num_decodes]
+    def decode(  # noqa: PLR0917 - see UnevenStepCost
+        self, num_decodes: int, context: int, windowed: int, growing: int, longest: int = 0, squares: int = 0
+    ) -> Line:
+        """See ``UnevenStepCost``. Bends where the GPU's work outgrows the CPU's, and at the knots of a fit."""
+        base, slope, windowed_slope, floor, serial, full, _, _ = self._by_decodes[num_decodes]
         if full is not None:
-            return self._bending(num_decodes, context, windowed, growing)
+            return self._bending(num_decodes, context, windowed, growing, longest, squares)
         gpu = base + slope * context + windowed_slope * windowed
         increment = slope * num_decodes + windowed_slope * growing
         if gpu >= floor:
             return _line(Line, (serial + gpu, increment, FOREVER))
         return Line(serial + floor, 0.0, int((floor - gpu) / increment) + 1 if increment > 0.0 else FOREVER)
 
-    def _bending(self, num_decodes: int, context: int, windowed: int, growing: int) -> Line:
+    def _bending(  # noqa: PLR0917
+        self, num_decodes: int, context: int, windowed: int, growing: int, longest: int, squares: int
+    ) -> Line:
+        """While contexts grow alike, the longest stays as far ahead of their mean; of the mean over tokens it gains
+        ``variance / mean``, so slowly that the tail is held until contexts have grown by a quarter.
+        """
         entry = self._by_decodes[num_decodes]
         assert entry.full is not None
         assert entry.windowed is not None
@@ -280,36 +297,66 @@ class OperatorCost:
             increment += slope_w * growing
             if growing:
                 steps = min(steps, (end_w - windowed) // growing + 1)
+        if longest and entry.tail:
+            gpu += entry.tail * excess(context, longest, squares)
+            steps = min(steps, context // (4 * num_decodes) + 1)
         if gpu >= entry.floor:
             return _line(Line, (entry.serial + gpu, increment, int(steps) if steps > 1 else 1))
         if increment > 0.0:
             steps = min(steps, int((entry.floor - gpu) / increment) + 1)
         return Line(entry.serial + entry.floor, 0.0, max(1, int(steps)))
 
-    def mixed(
-        self, num_decodes: int, context: int, windowed: int, chunks: Sequence[tuple[int, int]], num_sampled: int
-    ) -> float:
-        """See ``StepCost``. Attention of decodes and of chunks add up; ``mixed_attention`` says where they disturb."""
+    def mixed(  # noqa: PLR0917
+        self, num_decodes: int, context: int, windowed: int, chunks: Sequence[tuple[int, int]], num_sampled: int,
+        longest: int = 0, squares: int = 0,
+    ) -> float:  # fmt: skip
+        """See ``UnevenStepCost``. Attention of decodes and of chunks add up, but in ``flash_attention``."""
         if not chunks:
-            return self.decode(num_decodes, context, windowed, 0).first
+            return self.decode(num_decodes, context, windowed, 0, longest, squares).first
         tokens, seconds, chunk = num_decodes, 0.0, self._chunk
         for new, computed in chunks:
             tokens += new
             seconds += chunk(new, computed)
-        seconds = seconds * self._chunk_times + self._mixed_gpu[tokens] + self._by_sampled[num_sampled]
-        if num_decodes:
+        chunk_s = seconds * self._chunk_times
+        seconds = chunk_s + self._mixed_gpu[tokens] + self._by_sampled[num_sampled]
+        if num_decodes and self.uneven:
+            seconds += sum(self.beside(num_decodes, context, windowed, chunks, chunk_s, longest, squares))
+        elif num_decodes:
             full, wind = self._mixed_decode[num_decodes]
             i = bisect_left(full.knots, context)
             attention = full.base[i] + full.slope[i] * context
             if windowed:
                 attention += wind.at(windowed)
-            if self.reread is not None:
-                attention *= self.reread(context)
             seconds += attention
         sequences = num_decodes + len(chunks)
         serial, floor = self._cpu[sequences]
         floor += self._launch_eager if tokens > self._graph_top else self._launch_pieces
         return serial + (seconds if seconds > floor else floor)  # noqa: FURB136 - the hot path; max() costs a call
+
+    def beside(  # noqa: PLR0917
+        self, num_decodes: int, context: int, windowed: int, chunks: Sequence[tuple[int, int]], chunk_s: float,
+        longest: int = 0, squares: int = 0,
+    ) -> list[float]:  # fmt: skip
+        """Seconds that decodes add to the attention of a mixed step, per kind of layer, all layers of it together.
+
+        chunk_s: attention of the chunks, all layers.
+        """
+        chunk = chunks[0][0] if len(chunks) == 1 else max([new for new, _ in chunks])
+        layer_s = chunk_s / self._attention_layers
+        seconds = []
+        for count, whole, curve, blocks in self._beside[num_decodes]:
+            keys, most = (context, longest) if whole else (windowed, 0)  # clipped contexts are equal, or nearly
+            one = curve.base[0] + curve.slope[0] * keys if not curve.knots else curve.at(keys)
+            if blocks is not None and keys:
+                one = blocks(one, keys, most, squares, chunk, layer_s)
+            seconds.append(count * one)
+        return seconds
+
+    def _beside_entry(self, n: int) -> list[tuple[int, bool, Curve, Beside | None]]:
+        return [
+            (count, shape.window is None, self.operators.decode_attention(shape, n), b.beside(n) if b else None)
+            for (shape, count), b in zip(self.attention_shapes, self.blocks, strict=True)
+        ]
 
 
 def _seconds(entries: Sequence[Entry]) -> float:

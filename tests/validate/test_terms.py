@@ -9,44 +9,14 @@ import pytest
 from profiler.validate.document import BEGIN, END, replace_between, table
 from profiler.validate.fit_overhead import JOBS, RANGES
 from profiler.validate.residuals import Metric
-from simulator.cost.breakdown import breakdown
 from simulator.cost.marlin import marlin_experts
-from simulator.cost.mixed_attention import fuses, reread
 from simulator.cost.overhead import EngineOverhead
 from simulator.cost.roofline import Roofline, RooflineCost
-from simulator.cost.shapes import attention_shape
-from simulator.hardware.gpu import gpu, gpus
+from simulator.hardware.gpu import gpu
 from simulator.model.catalogue import model
 from simulator.model.formats import weight_format
 
 LLAMA = model("llama-3.1-8b")
-SHAPE = attention_shape(LLAMA.layers[0].attention, 1, "bfloat16", 2.0)
-
-
-def test_keys_are_read_again_where_attention_is_fused() -> None:
-    factor = reread(gpu("rtxpro6000"), [SHAPE])
-    assert factor is not None
-    # Measured on an RTX PRO 6000 (LLMServingSim): decodes in a mixed batch over decodes alone, by context sum.
-    for context, measured in ((64 * 1024, 1.45), (128 * 1024, 1.75), (128 * 2048, 2.0), (128 * 4096, 2.9)):
-        assert factor(context) == pytest.approx(measured, rel=0.15), context
-    assert factor(1 << 40) < 4.0  # at most once per query head of the group
-    assert reread(gpu("h100"), [SHAPE]) is None
-    assert reread(gpu("b200"), [SHAPE]) is None
-    multi_head = attention_shape(model("llama-2-7b").layers[0].attention, 1, "bfloat16", 2.0)
-    assert reread(gpu("rtxpro6000"), [multi_head]) is None  # nothing to pack, nothing to lose
-    assert [name for name in gpus() if fuses(gpus()[name])]
-
-
-def test_a_mixed_step_pays_for_it_and_a_decode_step_does_not() -> None:
-    cost = RooflineCost(LLAMA, gpu("rtxpro6000"))
-    decodes, context, chunk = 128, 128 * 2048, [(256, 0)]
-    rows = {r.operator: r.seconds for r in breakdown(cost, decodes, context, chunk)}
-    alone = {r.operator: r.seconds for r in breakdown(cost, decodes, context)}
-    name = "attention decode (softmax)"
-    assert cost.reread is not None
-    assert rows[name] == pytest.approx(alone[name] * cost.reread(context))
-    total = sum(r.seconds for r in breakdown(cost, decodes, context, chunk))
-    assert total == pytest.approx(cost.mixed(decodes, context, 0, chunk, decodes + 1))
 
 
 def test_marlin_waits_for_the_same_weights_and_multiplies_more_slowly() -> None:
