@@ -34,7 +34,8 @@ def diagnose(
     max_num_seqs: int | None = None,
     max_num_batched_tokens: int | None = None,
 ) -> Diagnosis:
-    """Find the limit. While requests wait: what is full then. While none does: the SLO limit that is missed, if any.
+    """Find the limit. While requests wait: what is full then. While none does, or none waits too long: the SLO limit
+    that is missed, if any.
 
     In a closed loop the users are the load, so a queue is their number beyond what the engine runs at once.
 
@@ -48,7 +49,7 @@ def diagnose(
     busy = float(seconds.sum())
     waiting = left_waiting(records)
     queued = float(seconds[waiting].sum())
-    if busy > 0 and queued > _QUEUE_MATTERS * busy:
+    if busy > 0 and queued > _QUEUE_MATTERS * busy and not _only_decodes_miss(summary):
         full = _what_is_full(records, max_num_seqs, max_num_batched_tokens)
         share = {name: float(seconds[waiting & mask].sum()) / queued for name, mask in full.items()}
         waited = f"Requests were left waiting during {queued / busy:.0%} of the engines' busy time."
@@ -56,6 +57,12 @@ def diagnose(
             return _no_single_limit(summary, waited, max_num_seqs)
         return _queueing(summary, share, waited, _plateau(records, max_num_seqs))
     return _not_queueing(summary, max_num_seqs)
+
+
+def _only_decodes_miss(summary: Summary) -> bool:
+    """Whoever waits is served in time all the same; what misses its limit is the pace after the first token."""
+    missed = missed_limits(summary)
+    return summary["stability"]["verdict"] == "stable" and bool(missed) and set(missed) <= {"tpot", "itl"}
 
 
 def _seconds_in_window(summary: Summary, records: SimulationRecords) -> Floats:
@@ -124,7 +131,8 @@ def _users(summary: Summary) -> int | None:
 
 def _faster_prefill(summary: Summary) -> str:
     if _users(summary) is None:
-        return "Add replicas or faster GPUs: prompts arrive faster than they can be computed."
+        times = "" if summary["stability"]["verdict"] == "overloaded" else "at times "
+        return f"Add replicas or faster GPUs: {times}prompts arrive faster than they can be computed."
     return "Use faster GPUs or fewer concurrent users per replica: they send prompts faster than these are computed."
 
 
@@ -241,7 +249,7 @@ def _slow_decodes(missed: str, parts: dict[str, float]) -> Diagnosis:
         )
     return Diagnosis(
         "decode step time",
-        (f"{missed.upper()} misses its limit although nothing waits and prefills hardly interfere.",),
+        (f"{missed.upper()} misses its limit although prefills hardly interfere: the decode steps are too long.",),
         ("Use a larger tensor_parallel_size, quantised weights or KV, or smaller batches on more replicas.",),
     )
 

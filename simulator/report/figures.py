@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from simulator.metrics.analysis import Analysis
+from simulator.metrics.load import closed_loop_users
 from simulator.metrics.series import kv_usage, mean_count, running_interval, step_mean, waiting_interval
 from simulator.metrics.slo import Slo
 from simulator.metrics.stats import Floats, Ints, counted_percentiles
@@ -135,6 +136,8 @@ def _queue(records: SimulationRecords, found: Analysis, time: _TimeAxis) -> Figu
         x_range=time.reach,
     )
     caption = "A waiting curve that climbs as long as requests arrive means the design cannot keep up."
+    if closed_loop_users(records) is not None:
+        caption = "A closed loop: users who are not running wait, so the two add up to the users while requests last."
     return Figure("Waiting and running", svg, caption)
 
 
@@ -146,7 +149,7 @@ def _kv(records: SimulationRecords, time: _TimeAxis) -> Figure:
         y_label="% of the cache",
         summary=f"KV cache occupancy over time, mean over replicas: peak {usage.max():.0f} %.",
         x_range=time.reach,
-        y_max=100.0,
+        y_max=min(100.0, max(10.0, 1.5 * float(usage.max()))),  # an empty cache is no flat line at the bottom
     )
     return Figure("KV cache occupancy", svg, "Blocks owned by live requests, mean over replicas; idle counts as empty.")
 
@@ -182,7 +185,7 @@ def _ttft(records: SimulationRecords, found: Analysis, slo: Slo | None, time: _T
     allowed = slo.ttft_s if slo is not None else None
     near = allowed is not None and allowed < 3 * worst.max()  # a far limit would press the curves flat
     limits = (Limit(allowed, f"SLO {allowed:g} s"),) if allowed is not None and near else ()
-    above = f" The SLO's {allowed:g} s lie far above." if allowed is not None and not near else ""
+    above = f" The SLO's limit, {allowed:g} s, lies far above." if allowed is not None and not near else ""
     x = axis.middle[some]
     svg = line_chart(
         [Series("mean", x, mean, 1), Series("slowest", x, worst[some], 5)],

@@ -199,10 +199,10 @@ def _curve(series: Series, x_axis: _Axis, y_axis: _Axis) -> str:
 
 def _dot(dot: tuple[float, float, str], x_axis: _Axis, y_axis: _Axis) -> str:
     x, y = float(x_axis.at(np.array(dot[0]))), float(y_axis.at(np.array(dot[1])))
-    side, anchor = (-8, "end") if x > 0.72 * WIDTH else (8, "start")
+    near_edge = x > 0.72 * WIDTH  # then below, since the curve comes from the left
+    place = f'text-anchor="middle" x="{x:.1f}" y="{y + 20:.1f}"' if near_edge else f'x="{x + 8:.1f}" y="{y + 14:.1f}"'
     return (
-        f'<circle class="fill1" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>'
-        f'<text class="legend" text-anchor="{anchor}" x="{x + side:.1f}" y="{y + 14:.1f}">{escape(dot[2])}</text>'
+        f'<circle class="fill1" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/><text class="legend" {place}>{escape(dot[2])}</text>'
     )
 
 

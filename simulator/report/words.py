@@ -142,14 +142,8 @@ def tiles(summary: Summary) -> list[Tile]:
     out.append(
         _tile("KV usage", percent(engine["kv_usage"]["max"]), "", f"peak; {engine['preemptions_run']:,} preemptions")
     )
-    out.append(
-        _tile(
-            "Engines busy",
-            percent(engine["utilization"]),
-            "",
-            f"{engine['replicas']} replica" + "s" * (engine["replicas"] > 1),
-        )
-    )
+    replicas = f"{engine['replicas']:,} replica" + "s" * (engine["replicas"] > 1)
+    out.append(_tile("Time in steps", percent(engine["utilization"]), "", f"busy, not full; {replicas}"))
     cost = summary["cost"]
     if cost is not None:
         value = cost["usd_per_million_output_tokens"]
@@ -240,7 +234,7 @@ def _class_row(name: str, one: dict[str, Any], *, hide: bool) -> list[str]:
 def engine_rows(summary: Summary) -> list[tuple[str, str]]:
     """Name and value of what the engines did."""
     engine, counts = summary["engine"], summary["requests"]
-    batch, kv = engine["batch_size_requests"], engine["kv_usage"]
+    batch, wait, kv = engine["batch_size_requests"], engine["waiting_requests"], engine["kv_usage"]
     blocks = sorted(set(engine["num_gpu_blocks"]))
     size = " / ".join(f"{b:,}" for b in blocks[:4]) + (" / …" if len(blocks) > 4 else "")
     return [
@@ -253,12 +247,16 @@ def engine_rows(summary: Summary) -> list[tuple[str, str]]:
             "Batch size while busy: mean, p99, max",
             f"{plain(batch['mean'])}, {plain(batch['p99'])}, {plain(batch['max'])}",
         ),
+        ("Waiting requests: mean, p99, max", f"{plain(wait['mean'])}, {plain(wait['p99'])}, {plain(wait['max'])}"),
         ("Busy time in steps with prefill", percent(engine["prefill_step_time_share"])),
         ("KV usage while busy: mean, p99, max", f"{percent(kv['mean'])}, {percent(kv['p99'])}, {percent(kv['max'])}"),
         ("KV cache per replica", f"{size} blocks of {engine['block_size']} tokens"),
         ("Prefix hit ratio", percent(engine["prefix_hit_ratio_run"])),
         ("Preemptions, tokens recomputed", f"{engine['preemptions_run']:,}, {engine['recomputed_tokens_run']:,}"),
     ]
+
+
+_OPERATORS = 3  # whose errors stand at the top; all are in the provenance
 
 
 def accuracy(provenance: dict[str, Any]) -> str:
@@ -268,14 +266,25 @@ def accuracy(provenance: dict[str, Any]) -> str:
         return "not stated"
     if not isinstance(calibration, dict):
         return str(calibration)
-    return "; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in calibration.items())
+    name = calibration.get("name")
+    said = [f"calibration {name}" if name else str(calibration.get("source", "source not stated"))]
+    if "transferred_from" in calibration:
+        said.append(f"transferred from {calibration['transferred_from']}")
+    error = str(calibration.get("held_out_error") or calibration.get("stated_error") or "not stated")
+    by_operator = error.split(", ")
+    if len(by_operator) > _OPERATORS + 1:
+        error = f"{', '.join(by_operator[:_OPERATORS])}, {len(by_operator) - _OPERATORS} more under Provenance"
+    said.append(f"held-out error: {error.replace('_', ' ')}" if name else f"error: {error}")
+    if calibration.get("beyond_the_measurements"):
+        said.append("extrapolated in part (see there)")
+    return "; ".join(said)
 
 
 def provenance_rows(provenance: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Nested provenance as flat rows, ``command`` apart."""
     rows: list[tuple[str, str]] = []
     for key, value in provenance.items():
-        name = f"{prefix}{key}".replace("_", " ")
+        name = f"{prefix}{f'{key[:-2]} (s)' if key.endswith('_s') else key}".replace("_", " ")
         if key == "command" and not prefix:
             continue
         if isinstance(value, dict):

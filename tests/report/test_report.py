@@ -15,7 +15,7 @@ import pytest
 
 from simulator.metrics import Slo, Summary, slo_preset, summarize
 from simulator.report import diagnose, write_report
-from simulator.report.words import percent, seconds, state, tone, verdict_sentence
+from simulator.report.words import accuracy, percent, seconds, state, tone, verdict_sentence
 from simulator.scenario import load, run
 from tests.metrics.toy_engine import ToyConfig, ToyRequest, ToyRun, random_requests, run_toy
 from traces.trace import Labels
@@ -98,7 +98,7 @@ def test_every_run_has_every_section_and_stands_alone(case: object, tmp_path: Pa
     assert "A &lt;test&gt; &amp; more" in text
     assert "name: &lt;x&gt; &amp; y" in text
     assert "windtunnel run a.yaml --seed 7" in text
-    assert "name: h100; held out error: 4.1 %" in text  # at the top: how far to trust it
+    assert "Step times: calibration h100; held-out error: 4.1 %." in text  # at the top: how far to trust it
 
 
 def test_an_overloaded_run_says_so_and_quotes_no_latency_percentile(tmp_path: Path) -> None:
@@ -197,6 +197,31 @@ def test_slots_that_are_taken_are_named_whichever_way_the_engine_schedules(async
     found = run(scenario)
     got = diagnose(found.summary, found.records, max_num_seqs=32, max_num_batched_tokens=8192)
     assert got.constraint == "max_num_seqs (running slots)"
+
+
+def test_a_pace_that_misses_is_not_put_down_to_a_queue_that_is_in_time() -> None:
+    """Bursts of prompts wait for each other, yet TTFT is met; what they spoil is the TPOT of those that decode."""
+    requests = [ToyRequest(i, 2.0 * (i // 6) + 0.001 * (i % 6), 60, 10) for i in range(120)]
+    toy = run_toy(requests, ToyConfig(num_gpu_blocks=9000, max_num_seqs=500, max_num_batched_tokens=24))
+    loose = summarize(toy.records, slo=Slo("loose", ttft_s=60.0))
+    queueing = diagnose(loose, toy.records, max_num_seqs=500, max_num_batched_tokens=24)
+    assert queueing.constraint == "prefill compute (token budget)"
+    strict = summarize(toy.records, slo=Slo("strict", ttft_s=60.0, tpot_s=1e-3))
+    got = diagnose(strict, toy.records, max_num_seqs=500, max_num_batched_tokens=24)
+    assert strict["stability"]["verdict"] == "stable"
+    assert got.constraint in {"decodes share steps with prefills", "decode step time"}
+
+
+def test_the_top_of_the_page_names_the_calibration_and_three_of_its_errors() -> None:
+    errors = "gemm 4.8 %, prefill_attention 4.7 %, decode_attention 2.2 %, experts 7.3 %, all_reduce 3.1 %"
+    text = accuracy({"calibration": {"name": "H100", "held_out_error": errors, "beyond_the_measurements": "x"}})
+    assert text == (
+        "calibration H100; held-out error: gemm 4.8 %, prefill attention 4.7 %, decode attention 2.2 %, 2 more under "
+        "Provenance; extrapolated in part (see there)"
+    )
+    roofline = {"calibration": {"source": "data-sheet roofline, no calibration", "stated_error": "unknown"}}
+    assert accuracy(roofline) == "data-sheet roofline, no calibration; error: unknown"
+    assert accuracy({}) == "not stated"
 
 
 def test_same_run_same_bytes(tmp_path: Path) -> None:
