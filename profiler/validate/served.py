@@ -16,7 +16,8 @@ from simulator.model.architecture import Model
 from simulator.model.catalogue import model
 from simulator.replica.records import SimulationRecords
 from simulator.scenario.build import Setup, build
-from simulator.scenario.config import EngineSpec, HardwareSpec, ModelSpec, Scenario
+from simulator.scenario.config import Scenario
+from simulator.scenario.engine import EngineSpec, HardwareSpec, ModelSpec
 from simulator.scenario.workload import Preset, Workload
 from traces.trace import Trace
 

@@ -16,7 +16,7 @@ def check(
     show: Annotated[bool, typer.Option("--show", help="Print the scenario with every default filled in.")] = False,
 ) -> None:
     """Validate a scenario without running it: fields, names, and whether the model fits."""
-    from simulator.scenario.build import build
+    from simulator.scenario.build import build_cluster, build_groups
     from simulator.scenario.load import anchored, located, to_yaml
     from simulator.scenario.run import resolved
     from simulator.scenario.source import override, read_source
@@ -24,10 +24,12 @@ def check(
     source = override(read_source(scenario), settings or [])
     experiment = anchored(source)
     with located(source):
-        setup = build(experiment)
+        groups = build_groups(experiment)
+        build_cluster(experiment, groups)
     if show:
-        print(to_yaml(resolved(experiment, setup)), end="")
+        print(to_yaml(resolved(experiment, groups)), end="")
         return
-    memory = setup.memory
-    text = f"{scenario}: fine. {setup.model.name} on {setup.num_gpus} x {setup.gpu.name}: "
-    out().print(text + f"{memory.kv_tokens:,} tokens of KV cache.", markup=False, soft_wrap=True)
+    out().print(f"{scenario}: fine.", markup=False, soft_wrap=True)
+    for setup in groups:
+        text = f"{setup.replicas} x {setup.model.name} on {setup.num_gpus} x {setup.gpu.name}: "
+        out().print(text + f"{setup.memory.kv_tokens:,} tokens of KV cache.", markup=False, soft_wrap=True)

@@ -74,11 +74,16 @@ def which_ttft(result: Result) -> str:
 
 
 def what(result: Result) -> str:
-    """``Llama-3.1-8B bfloat16 on 1 x H100-SXM``."""
+    """``Llama-3.1-8B bfloat16 on 1 x H100-SXM``; of a cluster, each group."""
+    if len(result.groups) > 1:
+        return "; ".join(
+            f"{g.name}: {g.replicas} x {g.model.name} on {g.num_gpus} x {g.gpu.name}" for g in result.groups
+        )
     setup, spec = result.setup, result.scenario.model
+    many = f"{setup.replicas} x " if setup.replicas > 1 else ""
     quantization = f" {spec.quantization}" if spec.quantization else ""
     dtype = "" if spec.dtype == "auto" else f" {spec.dtype}"
-    return f"{setup.model.name}{dtype}{quantization} on {setup.num_gpus} x {setup.gpu.name}"
+    return f"{many}{setup.model.name}{dtype}{quantization} on {setup.num_gpus} x {setup.gpu.name}"
 
 
 def facts_table(result: Result) -> Table:

@@ -7,7 +7,8 @@ steps it took part in, so inter-token latencies are exact and cost two integers 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
@@ -75,6 +76,42 @@ class StepRecords:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaRecord:
+    """One replica's life. Its GPUs are paid for from ``started`` to ``stopped``."""
+
+    group: str
+    gpu: str
+    num_gpus: int
+    started: float  # s, its GPUs were taken
+    ready: float  # s, it took requests; inf: never
+    stopped: float  # s, its GPUs were given back; inf: it ran to the end
+    why_stopped: str = ""  # scaled in, failed, reclaimed, ...
+
+
+@dataclass(frozen=True, slots=True)
+class TransferRecords:
+    """One row per transfer between replicas or tiers, by start."""
+
+    kind: tuple[str, ...]  # kv, migration, weights, ...
+    request: Ints  # row of the trace; -1: none
+    source: Ints  # replica; -1: none
+    target: Ints  # replica; -1: none
+    num_bytes: Floats
+    start: Floats  # s
+    end: Floats  # s; inf: under way at the horizon
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterEvent:
+    """Something that happened to the cluster and not to a request: scaling, a fault, a change of role."""
+
+    time: float  # s
+    kind: str  # scale-out, ready, drain, scale-in, failure, recovery, reclaim, role, ...
+    replica: int  # -1: none
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SimulationRecords:
     requests: RequestRecords
     steps: StepRecords
@@ -83,3 +120,8 @@ class SimulationRecords:
     block_size: int
     num_events: int  # simpy events
     tokens_recomputed: int  # prompt and output tokens computed again after preemption
+    replicas: tuple[ReplicaRecord, ...] = ()
+    transfers: TransferRecords | None = None  # None: nothing moves in this cluster
+    link_bytes: Mapping[str, float] = field(default_factory=dict)  # bytes carried by each link
+    events: tuple[ClusterEvent, ...] = ()
+    prefill_replica: Ints | None = None  # (requests,) where the prompt was computed; None: on ``replica``

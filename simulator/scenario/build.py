@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
+from simulator.cluster.plan import ClusterPlan, Group, RouterPlan
 from simulator.core.random import streams
 from simulator.cost.calibrated import Calibrated, cost_model
 from simulator.cost.calibration import Calibration, choose
@@ -17,8 +18,11 @@ from simulator.metrics.slo import Slo, slo_preset
 from simulator.model.architecture import Model
 from simulator.model.catalogue import model
 from simulator.model.config import load_config
-from simulator.scenario.config import ModelSpec, Scenario, SloSpec
-from simulator.scenario.load import at
+from simulator.routing import ROUTERS
+from simulator.scenario.cluster import GroupSpec
+from simulator.scenario.config import Scenario, SloSpec
+from simulator.scenario.engine import ModelSpec
+from simulator.scenario.load import at, within
 from simulator.scenario.workload import Transform, Workload
 from simulator.scheduling import POLICIES, EngineArgs, resolve
 from traces import transforms
@@ -29,7 +33,7 @@ from traces.trace import Trace
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything of a run but the requests."""
+    """One engine: what a replica is made of."""
 
     model: Model
     gpu: Gpu
@@ -40,7 +44,9 @@ class Setup:
     cost: OperatorCost
     calibration: Calibration | None  # None: data-sheet roofline
     slo: Slo | None
-    usd_per_hour: float | None  # of all GPUs together; None: no price known
+    usd_per_hour: float | None  # of one replica; None: no price known
+    name: str = "replicas"  # of the group
+    replicas: int = 1
 
     @property
     def notes(self) -> Mapping[str, str]:
@@ -99,6 +105,50 @@ def build(scenario: Scenario) -> Setup:
         slo=build_slo(scenario.slo),
         usd_per_hour=None if each is None else each * memory.num_gpus,
     )
+
+
+def build_groups(scenario: Scenario) -> tuple[Setup, ...]:
+    """One ``Setup`` per group of replicas. Raises UserErrors like ``build``."""
+    specs = scenario.cluster.groups
+    if not specs:
+        return (replace(build(scenario), replicas=scenario.cluster.replicas),)
+    built = []
+    for index, spec in enumerate(specs):
+        own = {name: value for name in ("model", "hardware", "engine") if (value := getattr(spec, name)) is not None}
+        with within(f"cluster.groups.{index}", own):
+            setup = build(replace(scenario, **own))
+        built.append(replace(setup, name=spec.name, replicas=spec.replicas))
+    return tuple(built)
+
+
+def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
+    """The cluster of these groups, ready to simulate."""
+    specs = scenario.cluster.groups or (GroupSpec(name="replicas"),)
+    speeds = [work_per_s(setup) for setup in setups]
+    groups = tuple(
+        Group(
+            setup.args,
+            setup.cost,
+            setup.num_gpu_blocks,
+            setup.args.max_model_len,
+            name=setup.name,
+            count=setup.replicas,
+            role=spec.role,
+            weight=spec.weight if spec.weight is not None else speed / speeds[0],
+            model=spec.serves,
+        )
+        for setup, spec, speed in zip(setups, specs, speeds, strict=True)
+    )
+    router = scenario.cluster.router
+    with at("cluster.router.policy"):
+        ROUTERS.get(router.policy)
+    return ClusterPlan(groups, RouterPlan(router.policy, router.options, router.metrics_interval_s))
+
+
+def work_per_s(setup: Setup) -> float:
+    """Steps per second of a typical mixed batch: 32 decodes over 1,000 tokens each and 512 prompt tokens."""
+    windowed = 32 * min(1000, setup.cost.sliding_window or 1000)
+    return 1.0 / setup.cost.mixed(32, 32_000, windowed, [(512, 0)], 33)
 
 
 def plan_memory(scenario: Scenario, args: EngineArgs, served: Model, card: Gpu) -> MemoryPlan:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +15,9 @@ from typing import Any
 import yaml
 
 from simulator.core.errors import UserError
-from simulator.scenario.config import EngineSpec, HardwareSpec, ModelSpec, Scenario
-from simulator.scenario.source import Loader, Source, override, read_source
+from simulator.scenario.config import Scenario
+from simulator.scenario.engine import EngineSpec, HardwareSpec, ModelSpec
+from simulator.scenario.source import Loader, Source, Value, override, read_source
 from simulator.scenario.validate import adapter, validate
 
 
@@ -31,11 +32,28 @@ def load(path: str | Path, settings: Sequence[str] = ()) -> Scenario:
 
 def anchored(source: Source) -> Scenario:
     """The validated scenario of a source, its paths starting where the source lies."""
-    scenario = validate(source)
+    scenario = validate(inherited(source))
     if scenario.name is None:
         stem = re.sub(r"[^\w.-]+", "-", Path(source.name).stem, flags=re.ASCII).strip("-.") or "scenario"
         scenario = replace(scenario, name=stem)
     return with_paths(scenario, lambda field, path: os.path.normpath(_folder(source, field) / path))
+
+
+def inherited(source: Source) -> Source:
+    """What a group of replicas does not say of its engine, the scenario's engine says."""
+    cluster, engine = source.data.get("cluster"), source.data.get("engine")
+    if not (isinstance(cluster, dict) and isinstance(engine, dict)):
+        return source
+    given = cluster.get("groups")
+    if not isinstance(given, list):
+        return source
+    groups: list[Value] = []
+    for group in given:
+        own = group.get("engine") if isinstance(group, dict) else None
+        groups.append(
+            {**group, "engine": {**engine, **own}} if isinstance(group, dict) and isinstance(own, dict) else group
+        )
+    return replace(source, data={**source.data, "cluster": {**cluster, "groups": groups}})
 
 
 def _folder(source: Source, field: str) -> Path:
@@ -52,7 +70,13 @@ def with_paths(scenario: Scenario, move: Callable[[str, str], str]) -> Scenario:
     if scenario.model.config is not None:
         config = move("model.config", scenario.model.config)
         scenario = replace(scenario, model=replace(scenario.model, config=config))
-    return scenario
+    groups = tuple(
+        replace(group, model=replace(group.model, config=move(f"cluster.groups.{i}.model.config", group.model.config)))
+        if group.model is not None and group.model.config is not None
+        else group
+        for i, group in enumerate(scenario.cluster.groups)
+    )
+    return replace(scenario, cluster=replace(scenario.cluster, groups=groups))
 
 
 @contextmanager
@@ -62,6 +86,17 @@ def at(field: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise type(error)(error.message, where=_field(field, error.where), remedy=error.remedy) from error
+
+
+@contextmanager
+def within(group: str, sections: Collection[str]) -> Iterator[None]:
+    """What a UserError raised inside says of one of ``sections`` is about the group's own."""
+    try:
+        yield
+    except UserError as error:
+        section = (error.where or "").partition(".")[0].partition(":")[0]
+        where = f"{group}.{error.where}" if section in sections else error.where
+        raise type(error)(error.message, where=where, remedy=error.remedy) from error
 
 
 def _field(field: str, where: str | None) -> str:

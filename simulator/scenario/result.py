@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from simulator.cluster.plan import ClusterPlan
 from simulator.core.errors import UserError
 from simulator.metrics.analysis import Analysis
 from simulator.metrics.frames import requests_frame, steps_frame
@@ -30,12 +31,18 @@ class Result:
     """One run. ``summary`` is JSON-able; ``provenance`` holds what does not belong to the result itself."""
 
     scenario: Scenario  # as it was run: seed and engine defaults filled in
-    setup: Setup
+    groups: tuple[Setup, ...]  # of equal replicas
+    cluster: ClusterPlan
     trace: Trace
     records: SimulationRecords
     analysis: Analysis
     summary: Summary
     provenance: dict[str, Any]
+
+    @property
+    def setup(self) -> Setup:
+        """The first group's; of a run without groups the only one."""
+        return self.groups[0]
 
     def write(
         self,

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
 from simulator import __version__
-from simulator.cluster.simulation import simulate
+from simulator.cluster.simulation import Simulation
 from simulator.cost.calibration import describe
 from simulator.metrics import analyse, summarize
 from simulator.replica.records import SimulationRecords
-from simulator.scenario.build import Setup, build, make_trace
+from simulator.scenario.build import Setup, build_cluster, build_groups, make_trace
 from simulator.scenario.config import Scenario
+from simulator.scenario.engine import EngineSpec
 from simulator.scenario.load import at, digest
 from simulator.scenario.result import Result
+from simulator.scheduling import EngineArgs
 
 Progress = Callable[[float, int, int], None]  # (simulated seconds, requests that arrived, requests in the trace)
 
@@ -29,21 +31,20 @@ def run(scenario: Scenario, seed: int | None = None, *, progress: Progress | Non
     """
     wall, cpu = time.perf_counter(), time.process_time()
     scenario = scenario if seed is None else replace(scenario, seed=seed)
-    setup = build(scenario)
+    groups = build_groups(scenario)
+    setup, cluster = groups[0], build_cluster(scenario, groups)
     trace = make_trace(scenario.workload, scenario.seed)
     loop = scenario.workload.closed_loop
     with at("workload"):
-        records = simulate(
+        records = Simulation(
             trace,
-            setup.args,
-            setup.cost,
-            setup.num_gpu_blocks,
-            max_model_len=setup.args.max_model_len,
+            cluster,
             closed_loop_users=loop.users if loop else None,
             horizon_s=scenario.run.horizon_s,
             step_mode=scenario.run.mode == "step",
+            seed=scenario.seed,
             progress=progress,
-        )
+        ).run()
     simulated = time.perf_counter(), time.process_time()
     analysis = analyse(records, setup.slo)
     with at("run"):
@@ -52,15 +53,26 @@ def run(scenario: Scenario, seed: int | None = None, *, progress: Progress | Non
             trace,
             setup.slo,
             measured_window(scenario, records),
-            usd_per_hour=setup.usd_per_hour,
+            usd_per_hour=usd_per_hour(groups),
             analysis=analysis,
         )
-    scenario = resolved(scenario, setup)
+    scenario = resolved(scenario, groups)
     provenance = {
         "scenario_sha256": digest(scenario),
         "seed": scenario.seed,
         "trace": {"source": trace.source, "requests": len(trace), "notes": list(trace.notes)},
         "calibration": describe(setup.gpu, setup.calibration, setup.notes),
+        "groups": [
+            {
+                "name": group.name,
+                "replicas": group.replicas,
+                "model": group.model.name,
+                "gpus_per_replica": group.num_gpus,
+                "gpu": group.gpu.name,
+                "calibration": describe(group.gpu, group.calibration, group.notes),
+            }
+            for group in groups
+        ],
         "gpu_source": setup.gpu.source,
         "model_source": setup.model.source,
         "engine_overhead": setup.cost.overhead.source,
@@ -70,7 +82,7 @@ def run(scenario: Scenario, seed: int | None = None, *, progress: Progress | Non
             "simulation_cpu_s": round(simulated[1] - cpu, 3),
         },
     }
-    return Result(scenario, setup, trace, records, analysis, summary, provenance)
+    return Result(scenario, groups, cluster, trace, records, analysis, summary, provenance)
 
 
 def measured_window(scenario: Scenario, records: SimulationRecords) -> tuple[float, float] | None:
@@ -81,18 +93,32 @@ def measured_window(scenario: Scenario, records: SimulationRecords) -> tuple[flo
     return float(arrival.min()) + spec.warmup_s, records.end - spec.cooldown_s
 
 
-def resolved(scenario: Scenario, setup: Setup) -> Scenario:
-    """The scenario with the engine's defaults written out."""
-    args = setup.args
-    engine = replace(
-        scenario.engine,
+def usd_per_hour(groups: Sequence[Setup]) -> float | None:
+    """Price of all replicas; None when that of one is not known."""
+    prices = [None if group.usd_per_hour is None else group.usd_per_hour * group.replicas for group in groups]
+    return None if None in prices else sum(price for price in prices if price is not None)
+
+
+def resolved(scenario: Scenario, groups: Sequence[Setup]) -> Scenario:
+    """The scenario with the engines' defaults written out."""
+    if not scenario.cluster.groups:
+        return replace(scenario, engine=_resolved(scenario.engine, groups[0].args))
+    specs = tuple(
+        replace(spec, engine=_resolved(spec.engine or scenario.engine, setup.args))
+        for spec, setup in zip(scenario.cluster.groups, groups, strict=True)
+    )
+    return replace(scenario, cluster=replace(scenario.cluster, groups=specs))
+
+
+def _resolved(engine: EngineSpec, args: EngineArgs) -> EngineSpec:
+    return replace(
+        engine,
         max_num_seqs=args.max_num_seqs,
         max_num_batched_tokens=args.max_num_batched_tokens,
         max_model_len=args.max_model_len,
         enable_prefix_caching=args.enable_prefix_caching,
         async_scheduling=args.async_scheduling,
     )
-    return replace(scenario, engine=engine)
 
 
 def versions() -> dict[str, str]:

@@ -22,12 +22,14 @@ MAX_FILE_BYTES = 4 << 20
 MAX_DEPTH = 50
 MAX_NODES = 200_000
 
-# Where plain text stands for a mapping with one field; ``--set`` writes it out before it adds another. The schema's
-# ``Shorthand`` annotations, which stand a floor above this file, say the same.
+# Where plain text (or a number) stands for a mapping with one field; ``--set`` writes it out before it adds another.
+# The schema's ``Shorthand`` annotations, which stand a floor above this file, say the same.
 SHORTHANDS: Mapping[Path_, str] = {
     ("model",): "name",
     ("hardware",): "gpu",
     ("slo",): "preset",
+    ("cluster",): "replicas",
+    ("cluster", "router"): "policy",
     ("workload", "trace"): "path",
     ("workload", "preset"): "name",
 }
@@ -254,7 +256,8 @@ def _container(value: Value, path: Path_, below: str) -> Value:
     """What stands at ``path`` and is to take the key ``below``."""
     if value is None:
         return [] if below == "0" else {}
-    return {SHORTHANDS[path]: value} if isinstance(value, str) and path in SHORTHANDS else value
+    plain = isinstance(value, str) or type(value) is int
+    return {SHORTHANDS[path]: value} if plain and path in SHORTHANDS else value
 
 
 def _descend_and_set(data: Value, keys: list[str], value: Value, where: str) -> Iterator[str | int]:

@@ -96,15 +96,21 @@ Bytes = Annotated[
 
 @dataclass(frozen=True)
 class Shorthand:
-    """Lets plain text stand for a mapping with one field: ``hardware: H100`` is ``hardware: {gpu: H100}``."""
+    """Lets plain text stand for a mapping with one field: ``hardware: H100`` is ``hardware: {gpu: H100}``.
+
+    number: a whole number stands for it instead.
+    """
 
     field: str
+    number: bool = False
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_before_validator_function(self._expand, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"anyOf": [{"type": "string", "description": f"short for {{{self.field}: ...}}"}, handler(schema)]}
+        kind = "integer" if self.number else "string"
+        return {"anyOf": [{"type": kind, "description": f"short for {{{self.field}: ...}}"}, handler(schema)]}
 
     def _expand(self, value: Any) -> Any:
-        return {self.field: value} if isinstance(value, str) else value
+        plain = type(value) is int if self.number else isinstance(value, str)
+        return {self.field: value} if plain else value

@@ -6,6 +6,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from simulator.core.errors import ScenarioError
+from simulator.scenario.cluster import ClusterSpec
 from simulator.scenario.config import Scenario
 from simulator.scenario.source import SHORTHANDS, override, parse_source, read_source
 from simulator.scenario.spec import Shorthand
@@ -151,7 +152,8 @@ class TestOverrides:
                         found[*path, name] = inner.field
             return found
 
-        assert walk(Scenario, ()) | walk(Workload, ("workload",)) == SHORTHANDS
+        parts = walk(Scenario, ()) | walk(Workload, ("workload",)) | walk(ClusterSpec, ("cluster",))
+        assert parts == SHORTHANDS
 
     def test_a_list_grows_by_the_position_after_its_last(self) -> None:
         source = override(parse_source("a: 1"), ["t.0.head=3", "t.1.head=4", "t.1.head=5"])

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.core.errors import ScenarioError, UserError
-from simulator.scenario.config import EngineSpec, Scenario
+from simulator.scenario.config import Scenario
+from simulator.scenario.engine import EngineSpec
 from simulator.scenario.load import anchored, digest, to_dict, to_yaml
 from simulator.scenario.source import Source, override, parse_source
 from simulator.scenario.validate import json_schema, validate
@@ -74,7 +75,7 @@ def test_a_scenario_is_frozen() -> None:
         ("engine.max_num_seq=3", "engine.max_num_seq: unknown field 'max_num_seq'", "Did you mean 'max_num_seqs'?"),
         ("engine.max-num-seqs=3", "unknown field 'max-num-seqs'", "Did you mean 'max_num_seqs'?"),
         ("max_num_seqs=3", "unknown field 'max_num_seqs'", "Did you mean 'engine.max_num_seqs'?"),
-        ("zzz=3", "unknown field 'zzz'", "Fields here: description, engine,"),
+        ("zzz=3", "unknown field 'zzz'", "Fields here: cluster, description, engine,"),
         ("engine.max_num_seqs='8'", "'8' is not a whole number", "Write it without quotes."),
         ("engine.max_num_seqs=8.5", "8.5 is not a whole number", None),
         ("engine.max_num_seqs=true", "true is not a whole number", None),

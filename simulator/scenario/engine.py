@@ -1,0 +1,101 @@
+"""The fields that describe one replica: its model, its hardware, its engine."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from simulator.scenario.spec import (
+    Bool,
+    Fraction,
+    Int,
+    Name,
+    NonNegative,
+    NonNegativeNumber,
+    Number,
+    Positive,
+    Str,
+    spec,
+)
+
+
+@spec
+class ModelSpec:
+    """What is served."""
+
+    name: Name | None = None
+    """Name in the catalogue (`windtunnel models`), such as meta-llama/Llama-3.1-8B. Give this or `config`."""
+    config: Name | None = None
+    """Path of a Hugging Face config.json, relative to the scenario file."""
+    dtype: Name = "auto"
+    """Type of weights and activations: auto (the model's own), bfloat16, float16 or float32."""
+    quantization: Name | None = None
+    """Weight quantization: fp8, int8, int4, mxfp4, nvfp4, ...; null: as the model is published."""
+    kv_cache_dtype: Name = "auto"
+    """Type of the KV cache: auto (that of the activations), bfloat16, fp8, int8 or int4."""
+
+    def __post_init__(self) -> None:
+        if (self.name is None) == (self.config is None):
+            raise ValueError("give exactly one of 'name' (from the catalogue) and 'config' (path of a config.json).")
+
+
+@spec
+class HardwareSpec:
+    """What it runs on."""
+
+    gpu: Name
+    """Name in the catalogue (`windtunnel gpus`), such as H100-SXM."""
+    calibration: Name = "auto"
+    """Where kernel times come from: auto (the GPU's shipped calibration, else the data sheet), roofline, or a file."""
+    price_per_gpu_hour: NonNegativeNumber | None = None
+    """USD for one GPU for an hour; null: the catalogue's dated price, where it has one."""
+
+
+@spec
+class EngineSpec:
+    """Engine arguments under vLLM's names. null: what vLLM would choose for this model and GPU."""
+
+    policy: Name = "vllm"
+    """Engine policy: a registered name (`windtunnel policies`) or package.module:Class."""
+    scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
+    """Order of the waiting queue."""
+    tensor_parallel_size: Positive = 1
+    """GPUs that share each layer."""
+    pipeline_parallel_size: Annotated[int, Field(strict=True, ge=1, le=15)] = 1
+    """GPUs that share the layers in sequence; as many batches are in flight."""
+    enable_expert_parallel: Bool = False
+    """Spread a mixture-of-experts model's experts over the tensor-parallel ranks instead of cutting each."""
+    enforce_eager: Bool = False
+    """Run without CUDA graphs: no padding of small batches, but every kernel is launched by the CPU."""
+    max_cudagraph_capture_size: Positive | None = None
+    """Most tokens that run in a CUDA graph; null: twice `max_num_seqs`, at most 512 (Blackwell: 1024)."""
+    overhead: Name | None = None
+    """Preset of what the engine adds to its kernels: vllm (the newest), vllm-0.10, sglang, ...; null: the policy's."""
+    max_num_seqs: Positive | None = None
+    """Requests running at once."""
+    max_num_batched_tokens: Positive | None = None
+    """Token budget of one step."""
+    max_model_len: NonNegative = 0
+    """Longest prompt plus output, tokens; 0: from the model's config."""
+    block_size: Positive = 16
+    """Tokens per KV block."""
+    num_gpu_blocks_override: Positive | None = None
+    """KV blocks to use instead of what the memory of the GPU gives."""
+    gpu_memory_utilization: Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)] = 0.92
+    """Share of the GPU's memory the engine may take."""
+    enable_prefix_caching: Bool | None = None
+    """Reuse KV blocks of equal prompt prefixes. null: as the policy does by default (vllm: true)."""
+    enable_chunked_prefill: Bool = True
+    """Split prompts that exceed the token budget over several steps."""
+    long_prefill_token_threshold: NonNegative = 0
+    """Longest chunk of a prompt computed in one step, tokens; 0: only the budget limits it."""
+    scheduler_reserve_full_isl: Bool = True
+    """Admit a request only when KV blocks for its whole prompt are free, not just for its first chunk."""
+    watermark: Fraction = 0.0
+    """Share of the KV blocks kept free when requests are admitted."""
+    async_scheduling: Bool | None = None
+    """Schedule step N+1 while step N runs. null: as the policy does by default (vllm: true)."""
+    options: dict[str, Bool | Int | Number | Str] = field(default_factory=dict)
+    """The policy's own options; a wrong name or value is answered with the right ones."""
