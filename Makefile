@@ -13,7 +13,7 @@ PROFILE_BIN := .venv-profile/bin
 PROFILE_STAMP := .venv-profile/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-profiler lint bench docs clean validation calibrations
+.PHONY: help run test test-profiler lint bench docs sample clean validation calibrations
 
 help:
 	@sed -n '2,5s/^# \{0,1\}//p' Makefile
@@ -68,6 +68,10 @@ calibrations: $(RUN_STAMP)
 
 docs: $(RUN_STAMP)
 	$(BIN)/python docs/generate.py
+
+# README's sample output and docs/report.png, after anything that changes numbers or looks
+sample: $(RUN_STAMP)
+	$(BIN)/python docs/sample.py
 
 clean:
 	rm -rf .venv .venv-profile build dist runs *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

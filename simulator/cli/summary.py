@@ -9,6 +9,7 @@ from rich.text import Text
 
 from simulator.cli.console import out
 from simulator.core.units import format_bytes, format_count, format_seconds
+from simulator.report.words import seconds
 
 if TYPE_CHECKING:
     from simulator.scenario.result import Result
@@ -146,12 +147,8 @@ def latency_table(summary: dict[str, Any]) -> Table:
         table.add_column(name, justify="right")
     for key, title in LATENCIES.items():
         values = summary["latency"][key]
-        table.add_row(title, *(_s(values[name]) for name in STATISTICS))
+        table.add_row(title, *(seconds(values[name]) for name in STATISTICS))
     return table
-
-
-def _s(value: float | None) -> str:
-    return "-" if value is None else format_seconds(value)
 
 
 def _n(value: float | None) -> str:

@@ -289,6 +289,19 @@ class TestDocs:
         for path, text in self.generator().generated().items():
             assert path.read_text(encoding="utf-8") == text, f"{path.name} is out of date: run `make docs`"
 
+    def test_the_sample_in_the_readme_has_the_lines_the_command_prints(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        readme = (ROOT / "README.md").read_text(encoding="utf-8")
+        sample = readme.split("sample: begin (make sample) -->\n```\n", 1)[1].split("```", 1)[0]
+        now = good("run", ROOT / "scenarios" / "quickstart.yaml")
+
+        def beginnings(text: str) -> list[str]:
+            return [re.split(r"  |\d|: ", line, maxsplit=1)[0] for line in text.splitlines()]
+
+        assert beginnings(sample) == beginnings(now), "run `make sample`"
+
     def test_every_command_and_option_is_documented(self) -> None:
         generator = self.generator()
         page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
