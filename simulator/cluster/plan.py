@@ -22,6 +22,7 @@ class Group:
     role: what of a request is computed here: its prompt, its output tokens after the first, or both.
     weight: work it does per second, relative to other groups; for routers that ask.
     model: label of the trace's ``model`` column that is served here; None: any.
+    gpu, num_gpus: what a replica runs on, for the records.
     """
 
     args: EngineArgs
@@ -33,6 +34,8 @@ class Group:
     role: Role = "both"
     weight: float = 1.0
     model: str | None = None
+    gpu: str = ""
+    num_gpus: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "args", resolve(self.args))

@@ -20,7 +20,7 @@ from simulator.kv.prefix import PrefixCache
 from simulator.replica.engine import Engine, Observer
 from simulator.replica.pipeline import PipelineEngine
 from simulator.replica.recorder import Columns, Recorder, join_steps
-from simulator.replica.records import SimulationRecords
+from simulator.replica.records import ReplicaRecord, SimulationRecords
 from simulator.replica.steps import OnFinish
 from simulator.routing import ROUTERS, Fleet, Needs, Surroundings
 from simulator.routing.prefix_index import PrefixIndex
@@ -105,6 +105,10 @@ class Simulation:
             num_gpu_blocks=tuple(replica.group.num_gpu_blocks for replica in self.replicas),
             block_size=self.cluster.groups[0].args.block_size,
             num_events=self.clock.num_events,
+            replicas=tuple(
+                ReplicaRecord(replica.group.name, replica.group.gpu, replica.group.num_gpus, 0.0, 0.0, inf)
+                for replica in self.replicas
+            ),
             tokens_recomputed=sum(lane.tokens_recomputed for engine in engines for lane in engine.state.lanes),
         )
 

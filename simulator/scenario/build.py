@@ -136,6 +136,8 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
             role=spec.role,
             weight=spec.weight if spec.weight is not None else speed / speeds[0],
             model=spec.serves,
+            gpu=setup.gpu.name,
+            num_gpus=setup.num_gpus,
         )
         for setup, spec, speed in zip(setups, specs, speeds, strict=True)
     )
