@@ -103,16 +103,14 @@ def facts(result: Result) -> list[tuple[str, str]]:
     ended = ", ".join(
         f"{counts[k]:,} {k.replace('_', ' ')}" for k in ("finished", *ENDINGS) if counts[k] or k == "finished"
     )
+    running, of_many = _n(engine["running_requests"]["mean"]), " per replica" if engine["replicas"] > 1 else ""
     lines = [
         ("requests", f"{counts['arrived']:,} in {format_seconds(summary['window']['duration_s'])}: {ended}"),
         (
             "throughput",
             f"{_n(traffic['request_per_s'])} requests/s, {_n(traffic['output_tokens_per_s'])} output tokens/s",
         ),
-        (
-            "batch",
-            f"{_n(engine['running_requests']['mean'])} requests on average, {_percent(engine['utilization'])} busy",
-        ),
+        ("batch", f"{running} requests{of_many} on average, {_percent(engine['utilization'])} busy"),
         ("KV cache", _kv(result, engine)),
     ]
     slo, cost = summary["slo"], summary["cost"]
@@ -133,6 +131,9 @@ ENDINGS = ("rejected", "failed", "in_flight")
 def _kv(result: Result, engine: dict[str, Any]) -> str:
     tokens = engine["num_gpu_blocks"][0] * engine["block_size"]
     parts = [f"{tokens:,} tokens ({format_bytes(result.setup.memory.kv_cache_bytes)})"]
+    if engine["replicas"] > 1:
+        equal = len(set(engine["num_gpu_blocks"])) == 1
+        parts[0] += " per replica" if equal else f" on the first of {engine['replicas']} replicas"
     parts.append(f"{_percent(engine['kv_usage']['mean'])} used")
     if result.setup.args.enable_prefix_caching and result.trace.prefix is not None:
         parts.append(f"{_percent(engine['prefix_hit_ratio_run'])} prefix hits")

@@ -204,11 +204,12 @@ def _slots_full(summary: Summary, waited: str, share: float, plateau: int) -> Di
     users, usage = _users(summary), _percent(summary["engine"]["kv_usage"]["max"])
     room = "memory would allow more." if _room(summary) else "the KV cache is nearly full as well."
     evidence = [
-        f"{waited} For {share:.0%} of that time all {plateau:,} running slots were taken.",
+        f"{waited} For {share:.0%} of that time all {plateau:,} running slots of a replica were taken.",
         f"Peak KV usage {usage}: {room}",
     ]
-    if users is not None and users > plateau:
-        evidence.append(f"{users:,} users share {plateau:,} slots, so {users - plateau:,} of them wait at any time.")
+    slots = plateau * int(summary["engine"]["replicas"])
+    if users is not None and users > slots:
+        evidence.append(f"{users:,} users share {slots:,} slots, so {users - slots:,} of them wait at any time.")
     return Diagnosis(
         "max_num_seqs (running slots)",
         tuple(evidence),

@@ -112,8 +112,17 @@ class TestRun:
         assert "With 30 concurrent users this design serves" in page
         assert "max_num_seqs (running slots)" in page
         assert "30 users share 8 slots, so 22 of them wait at any time." in page
+        export = json.loads(Path("runs/demo/vllm_bench.json").read_text())
+        assert (export["request_rate"], export["max_concurrency"]) == ("inf", 30)
         assert "burst" not in page.split('id="glossary"')[0]
         assert "keeps up" not in page
+
+    def test_users_of_several_replicas_share_the_slots_of_all(self, scenario: Path) -> None:
+        text = good("run", scenario, "--set", "workload.closed_loop.users=30", "--set", "engine.max_num_seqs=8",
+                    "--set", "workload.synthetic.num_requests=300", "--set", "cluster.replicas=2")  # fmt: skip
+        assert "requests per replica on average" in text
+        page = Path("runs/demo/report.html").read_text()
+        assert "30 users share 16 slots, so 14 of them wait at any time." in page
 
     def test_steps_and_timeline_on_request(self, scenario: Path) -> None:
         good("run", scenario, "--steps", "--perfetto", "--no-report")

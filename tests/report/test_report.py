@@ -108,6 +108,9 @@ def test_an_overloaded_run_says_so_and_quotes_no_latency_percentile(tmp_path: Pa
     for metric in ("ttft_s", "tpot_s", "e2e_s"):
         assert seconds(summary["latency"][metric]["p99"]) not in text
     assert "TTFT by time of arrival" in text
+    last = seconds(summary["stability"]["mean_ttft_of_last_tenth_s"])
+    assert f"for the first tenth of the requests and {last} for the last" in text
+    assert "TTFT is the engine's own" in render(stable(), tmp_path / "stable.html")[0]
 
 
 def test_a_stable_run_states_rate_and_slo_in_one_sentence(tmp_path: Path) -> None:

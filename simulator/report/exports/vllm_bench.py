@@ -31,15 +31,16 @@ def to_vllm_bench(
     """The JSON object of one benchmark run.
 
     date: ``YYYYmmdd-HHMMSS`` of the run, the caller's: results of equal runs are equal bytes without it.
-    request_rate: requests/s offered; None: as measured; all at once is written ``"inf"``, vLLM's word.
+    request_rate: requests/s offered; None: as measured; all at once, and a closed loop, are written ``"inf"``, vLLM's
+        word for sending as soon as ``max_concurrency`` allows.
     detailed: add the per-request lists of ``--save-detailed``, ITL lists included (one number per token). Requests
         that did not finish are in the lists with zero tokens and an error text.
     The throughput counts tokens of requests cut off by the horizon too; vLLM has no such requests.
     """
     found = analysis if analysis is not None else analyse(records)
-    traffic, counts = summary["throughput"], summary["requests"]
-    rate = traffic["offered_request_per_s"] if request_rate is None else request_rate
-    most_tokens, most_requests = _peaks(records, found)
+    users = summary["stability"]["closed_loop_users"]
+    measured = summary["throughput"]["offered_request_per_s"] if users is None else None
+    rate = measured if request_rate is None else request_rate
     result: dict[str, Any] = {
         "date": date,
         "endpoint_type": "windtunnel",
@@ -47,10 +48,22 @@ def to_vllm_bench(
         "label": label,
         "model_id": model_id,
         "tokenizer_id": model_id,
-        "num_prompts": counts["arrived"],
+        "num_prompts": summary["requests"]["arrived"],
         "request_rate": "inf" if rate is None or math.isinf(rate) else rate,
         "burstiness": burstiness,
-        "max_concurrency": max_concurrency,
+        "max_concurrency": users if max_concurrency is None else max_concurrency,
+        **_traffic(summary, *_peaks(records, found)),
+    }
+    for theirs, ours in _NAMES.items():
+        result.update(_distribution(theirs, summary["latency"][ours]))
+    if detailed:
+        result.update(_lists(records, found))
+    return result
+
+
+def _traffic(summary: Summary, most_tokens: float, most_requests: int) -> dict[str, Any]:
+    traffic, counts = summary["throughput"], summary["requests"]
+    return {
         "duration": summary["window"]["duration_s"],
         "completed": traffic["finished_requests"],
         "failed": counts["rejected"] + counts["failed"],
@@ -64,11 +77,6 @@ def to_vllm_bench(
         "max_concurrent_requests": most_requests,
         "rtfx": 0.0,
     }
-    for theirs, ours in _NAMES.items():
-        result.update(_distribution(theirs, summary["latency"][ours]))
-    if detailed:
-        result.update(_lists(records, found))
-    return result
 
 
 def _distribution(name: str, stats: dict[str, Any]) -> dict[str, float]:
