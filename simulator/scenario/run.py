@@ -19,21 +19,30 @@ from simulator.scenario.engine import EngineSpec
 from simulator.scenario.load import at, digest
 from simulator.scenario.result import Result
 from simulator.scheduling import EngineArgs
+from traces.trace import Trace
 
 Progress = Callable[[float, int, int], None]  # (simulated seconds, requests that arrived, requests in the trace)
 
 
-def run(scenario: Scenario, seed: int | None = None, *, progress: Progress | None = None) -> Result:
+def run(
+    scenario: Scenario,
+    seed: int | None = None,
+    *,
+    progress: Progress | None = None,
+    groups: Sequence[Setup] | None = None,
+    trace: Trace | None = None,
+) -> Result:
     """Simulate a scenario. Same scenario and seed: same records and summary, on every machine.
 
-    seed: instead of the scenario's own. progress: called now and then. Raises UserErrors whose ``where`` names the
-    field of the scenario that is wrong.
+    seed: instead of the scenario's own. progress: called now and then. groups, trace: built before, by ``build_groups``
+    and ``make_trace``, for callers that run many variations. Raises UserErrors whose ``where`` names the field of the
+    scenario that is wrong.
     """
     wall, cpu = time.perf_counter(), time.process_time()
     scenario = scenario if seed is None else replace(scenario, seed=seed)
-    groups = build_groups(scenario)
+    groups = build_groups(scenario) if groups is None else tuple(groups)
     setup, cluster = groups[0], build_cluster(scenario, groups)
-    trace = make_trace(scenario.workload, scenario.seed)
+    trace = make_trace(scenario.workload, scenario.seed) if trace is None else trace
     loop = scenario.workload.closed_loop
     with at("workload"):
         records = Simulation(
@@ -62,17 +71,14 @@ def run(scenario: Scenario, seed: int | None = None, *, progress: Progress | Non
         "seed": scenario.seed,
         "trace": {"source": trace.source, "requests": len(trace), "notes": list(trace.notes)},
         "calibration": describe(setup.gpu, setup.calibration, setup.notes),
-        "groups": [
-            {
-                "name": group.name,
-                "replicas": group.replicas,
-                "model": group.model.name,
-                "gpus_per_replica": group.num_gpus,
-                "gpu": group.gpu.name,
+        "groups": {
+            group.name: {
+                "replicas": f"{group.replicas} of {group.model.name} on {group.num_gpus} x {group.gpu.name}",
                 "calibration": describe(group.gpu, group.calibration, group.notes),
             }
             for group in groups
-        ],
+            if len(groups) > 1
+        },
         "gpu_source": setup.gpu.source,
         "model_source": setup.model.source,
         "engine_overhead": setup.cost.overhead.source,
