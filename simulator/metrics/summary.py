@@ -10,6 +10,7 @@ import numpy as np
 
 from simulator.core.errors import UserError
 from simulator.metrics.analysis import Analysis, analyse
+from simulator.metrics.fleet import summarize_fleet
 from simulator.metrics.little import littles_law
 from simulator.metrics.load import waiting_over_time
 from simulator.metrics.series import kv_usage
@@ -83,6 +84,7 @@ def summarize(
             "slo": _slo_summary(run, arrived),
             "goodput_request_per_s": _goodput(run, np.ones(len(arrived), dtype=bool)),
             "engine": _engine(records, span),
+            "cluster": summarize_fleet(records, span) if num_replicas(records) > 1 else None,
             "littles_law": {
                 "l_running_requests": law.l_running,
                 "lambda_w_requests": law.lambda_w,

@@ -86,7 +86,7 @@ def time_figures(records: SimulationRecords, found: Analysis, slo: Slo | None) -
     """Queue and batch, KV occupancy, TTFT by arrival, token throughput, preemptions, over the whole run."""
     if records.end <= 0:
         return []
-    time = _TimeAxis.over(records.end)
+    time = TimeAxis.over(records.end)
     figures = [_queue(records, found, time), _kv(records, time), _tokens(records, found, time)]
     if np.any(~np.isnan(found.latency.ttft)):
         figures.append(_ttft(records, found, slo, time))
@@ -96,13 +96,15 @@ def time_figures(records: SimulationRecords, found: Analysis, slo: Slo | None) -
 
 
 @dataclass(frozen=True, slots=True)
-class _TimeAxis:
+class TimeAxis:
+    """Bins of equal length over a run, and the unit that suits its axis."""
+
     edges: Floats  # s
     scale: float
     unit: str
 
     @classmethod
-    def over(cls, end: float, bins: int = _BINS) -> _TimeAxis:
+    def over(cls, end: float, bins: int = _BINS) -> TimeAxis:
         return cls(np.linspace(0.0, end, bins + 1), *_clock(end))
 
     @property
@@ -118,7 +120,7 @@ class _TimeAxis:
         return f"simulated time ({self.unit})"
 
 
-def _queue(records: SimulationRecords, found: Analysis, time: _TimeAxis) -> Figure:
+def _queue(records: SimulationRecords, found: Analysis, time: TimeAxis) -> Figure:
     """Preempted requests apart: those that came back, from their last token to the next."""
     waiting = mean_count(*waiting_interval(records), time.edges)
     running = mean_count(*running_interval(records), time.edges)
@@ -141,7 +143,7 @@ def _queue(records: SimulationRecords, found: Analysis, time: _TimeAxis) -> Figu
     return Figure("Waiting and running", svg, caption)
 
 
-def _kv(records: SimulationRecords, time: _TimeAxis) -> Figure:
+def _kv(records: SimulationRecords, time: TimeAxis) -> Figure:
     usage = 100 * step_mean(records, kv_usage(records), time.edges) / max(num_replicas(records), 1)
     svg = line_chart(
         [Series("KV blocks in use", time.middle, usage, 3, area=True)],
@@ -154,7 +156,7 @@ def _kv(records: SimulationRecords, time: _TimeAxis) -> Figure:
     return Figure("KV cache occupancy", svg, "Blocks owned by live requests, mean over replicas; idle counts as empty.")
 
 
-def _tokens(records: SimulationRecords, found: Analysis, time: _TimeAxis) -> Figure:
+def _tokens(records: SimulationRecords, found: Analysis, time: TimeAxis) -> Figure:
     times, made = tokens_of(found.ranges, found.clock, np.ones(len(records.requests.arrival), dtype=bool))
     output = np.histogram(times, time.edges, weights=made)[0] / np.diff(time.edges)
     first = records.requests.first_token
@@ -171,10 +173,10 @@ def _tokens(records: SimulationRecords, found: Analysis, time: _TimeAxis) -> Fig
     return Figure("Token throughput", svg, "Input counts a prompt, cached part included, when its first token is out.")
 
 
-def _ttft(records: SimulationRecords, found: Analysis, slo: Slo | None, time: _TimeAxis) -> Figure:
+def _ttft(records: SimulationRecords, found: Analysis, slo: Slo | None, time: TimeAxis) -> Figure:
     known = ~np.isnan(found.latency.ttft)
     ttft, arrival = found.latency.ttft[known], records.requests.arrival[known]
-    axis = _TimeAxis.over(records.end, _BINS // 2)
+    axis = TimeAxis.over(records.end, _BINS // 2)
     bins = len(axis.edges) - 1
     which = np.clip(np.searchsorted(axis.edges, arrival, side="right") - 1, 0, bins - 1)
     count = np.bincount(which, minlength=bins)
@@ -199,8 +201,8 @@ def _ttft(records: SimulationRecords, found: Analysis, slo: Slo | None, time: _T
     return Figure("TTFT by time of arrival", svg, caption)
 
 
-def _preemptions(records: SimulationRecords, time: _TimeAxis) -> Figure:
-    axis = _TimeAxis.over(records.end, _BINS // 2)
+def _preemptions(records: SimulationRecords, time: TimeAxis) -> Figure:
+    axis = TimeAxis.over(records.end, _BINS // 2)
     count = np.histogram(records.steps.start, axis.edges, weights=records.steps.preempted)[0]
     svg = line_chart(
         [Series("preemptions", axis.middle, count, 2, area=True)],
