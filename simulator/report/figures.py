@@ -18,6 +18,7 @@ from simulator.report.svg import Limit, Series, line_chart, stacked_bar
 
 _CDF_AT = np.concatenate([np.linspace(0, 99, 199), np.linspace(99.1, 100, 10)])
 _BINS = 160
+_FLAT = 5  # a curve this many times lower than the other is not readable beside it
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +88,10 @@ def time_figures(records: SimulationRecords, found: Analysis, slo: Slo | None) -
     if records.end <= 0:
         return []
     time = TimeAxis.over(records.end)
-    figures = [_queue(records, found, time), _kv(records, time), _tokens(records, found, time)]
+    figures = [_queue(records, found, time)]
     if np.any(~np.isnan(found.latency.ttft)):
         figures.append(_ttft(records, found, slo, time))
+    figures += [_kv(records, time), *_tokens(records, found, time)]
     if np.any(records.steps.preempted > 0):
         figures.append(_preemptions(records, time))
     return figures
@@ -156,21 +158,30 @@ def _kv(records: SimulationRecords, time: TimeAxis) -> Figure:
     return Figure("KV cache occupancy", svg, "Blocks owned by live requests, mean over replicas; idle counts as empty.")
 
 
-def _tokens(records: SimulationRecords, found: Analysis, time: TimeAxis) -> Figure:
+def _tokens(records: SimulationRecords, found: Analysis, time: TimeAxis) -> list[Figure]:
+    """Output and input in one chart, or in two where the smaller would lie flat on the axis of the larger."""
     times, made = tokens_of(found.ranges, found.clock, np.ones(len(records.requests.arrival), dtype=bool))
     output = np.histogram(times, time.edges, weights=made)[0] / np.diff(time.edges)
     first = records.requests.first_token
     known = ~np.isnan(first)
     prompts = records.requests.prompt_tokens[known]
     prompt = np.histogram(first[known], time.edges, weights=prompts)[0] / np.diff(time.edges)
+    out, into = Series("output", time.middle, output, 1), Series("input", time.middle, prompt, 4)
+    counted = "Input counts a prompt, cached part included, when its first token is out."
+    if max(output.max(), prompt.max()) < _FLAT * min(output.max(), prompt.max()):
+        return [_throughput("Token throughput", [out, into], counted, time)]
+    return [
+        _throughput("Output tokens", [out], "Tokens made for all requests together.", time),
+        _throughput("Input tokens", [into], counted, time),
+    ]
+
+
+def _throughput(title: str, curves: list[Series], caption: str, time: TimeAxis) -> Figure:
+    peaks = " and ".join(f"{curve.name} peaks at {curve.y.max():,.0f} tokens/s" for curve in curves)
     svg = line_chart(
-        [Series("output", time.middle, output, 1), Series("input", time.middle, prompt, 4)],
-        x_label=time.label,
-        y_label="tokens/s",
-        summary=f"Token throughput over time: output peaks at {output.max():,.0f} tokens/s.",
-        x_range=time.reach,
+        curves, x_label=time.label, y_label="tokens/s", summary=f"{title} over time: {peaks}.", x_range=time.reach
     )
-    return Figure("Token throughput", svg, "Input counts a prompt, cached part included, when its first token is out.")
+    return Figure(title, svg, caption)
 
 
 def _ttft(records: SimulationRecords, found: Analysis, slo: Slo | None, time: TimeAxis) -> Figure:

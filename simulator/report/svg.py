@@ -231,5 +231,5 @@ def _legend(entries: list[tuple[str, int]]) -> str:
     for name, colour in entries:
         out.append(f'<rect class="fill{colour}" x="{x:.0f}" y="8" width="11" height="11" rx="2"/>')
         out.append(f'<text class="legend" x="{x + 16:.0f}" y="18">{escape(name)}</text>')
-        x += 34 + 6.6 * len(name)
+        x += 34 + sum(3.8 if letter in "fijlrt " else 7.2 for letter in name)
     return "".join(out)

@@ -157,9 +157,9 @@ def _latency_tiles(summary: Summary) -> list[Tile]:
     verdict = summary["stability"]["verdict"]
     if verdict == "overloaded":
         return [_tile("Latency", "growing", "", "not steady: grows with the run")]
-    unsettled = ", not settled" if verdict == "backlogged" else ""
+    which = "p99 of this run" if verdict == "backlogged" else "p99"
     shown = [(name, summary["latency"][key]) for name, key in _LATENCIES[:3]]
-    return [_tile(f"{n} p99", seconds(s["p99"]), "", f"median {seconds(s['p50'])}{unsettled}") for n, s in shown]
+    return [_tile(f"{n} {which}", seconds(s["p99"]), "", f"median {seconds(s['p50'])}") for n, s in shown]
 
 
 def _tile(name: str, value: str, unit: str, note: str) -> Tile:

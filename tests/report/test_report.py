@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator.metrics import Slo, Summary, slo_preset, summarize
+from simulator.metrics import Slo, Summary, analyse, slo_preset, summarize
 from simulator.report import diagnose, write_report
+from simulator.report.figures import time_figures
 from simulator.report.words import accuracy, percent, seconds, state, tone, verdict_sentence
 from simulator.scenario import load, run
 from tests.metrics.toy_engine import ToyConfig, ToyRequest, ToyRun, random_requests, run_toy
@@ -131,6 +132,24 @@ def test_a_verdict_does_not_hide_rejections() -> None:
     assert "of which it rejects 20.0 % because they can never fit, and meets" in verdict_sentence(summary)
     assert state(summary) == "stable, requests rejected"
     assert tone(summary) == "warn"
+
+
+def test_output_and_input_share_a_chart_only_where_both_can_be_read() -> None:
+    def titles(prompt: int, output: int) -> list[str]:
+        requests = [ToyRequest(i, 0.5 * i, prompt, output) for i in range(40)]
+        toy = run_toy(requests, ToyConfig(num_gpu_blocks=2000, max_num_seqs=32, max_num_batched_tokens=512))
+        return [figure.title for figure in time_figures(toy.records, analyse(toy.records), None)]
+
+    assert "Token throughput" in titles(20, 20)
+    assert {"Output tokens", "Input tokens"} <= set(titles(200, 4))
+
+
+def test_percentiles_of_a_backlog_are_those_of_this_run_only(tmp_path: Path) -> None:
+    at_once = run_toy([ToyRequest(i, 0.0, 10, 30) for i in range(40)])
+    text, summary = render(at_once, tmp_path / "report.html")
+    assert summary["stability"]["verdict"] == "backlogged"
+    assert "TTFT p99 of this run" in text
+    assert "read these as the history of this run" in text
 
 
 def test_too_few_requests_make_no_rate(tmp_path: Path) -> None:
