@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Generic, NamedTuple, Self, TypeVar
 
-from simulator.cost.flash_attention import Beside, blocks_of, excess
+from simulator.cost.flash_attention import Beside, blocks_of
 from simulator.cost.interface import Line
 from simulator.cost.marlin import marlin_experts
 from simulator.cost.operators import ChunkSeconds, Curve, Operators, Price, sum_curves
@@ -58,7 +58,7 @@ class Decode(NamedTuple):
     serial: float  # added on top
     full: Curve | None  # set when the price bends in the context; base and slope are then unused
     windowed: Curve | None
-    tail: float  # per token by which the longest context exceeds the mean over tokens
+    tail: float  # per token that the longest context is ahead, see ``flash_attention``
 
 
 class OperatorCost:
@@ -121,6 +121,7 @@ class OperatorCost:
         self.blocks = [blocks_of(self.gpu, shape) for shape, _ in self.attention_shapes]
         self._attention_layers = sum(n for _, n in self.attention_shapes)
         self.uneven = any(b is not None for b in self.blocks)
+        self._lag = next((0.5 / b.slots for b in self.blocks if b is not None), 0.0)
         self._prefill_launch = sum(n * self.operators.prefill_launch(s) for s, n in self.attention_shapes)
         self._kernels = sum(n * self._kernels_of(x) for x, n in self._layers.items()) + 4
         self._by_tokens: Table[float] = Table(self._tokens_seconds)
@@ -279,8 +280,8 @@ class OperatorCost:
     def _bending(  # noqa: PLR0917
         self, num_decodes: int, context: int, windowed: int, growing: int, longest: int, squares: int
     ) -> Line:
-        """While contexts grow alike, the longest stays as far ahead of their mean; of the mean over tokens it gains
-        ``variance / mean``, so slowly that the tail is held until contexts have grown by a quarter.
+        """While contexts grow alike, the longest stays as far from their mean; what else there is to the tail changes
+        so slowly that it is held until contexts have grown by a quarter.
         """
         entry = self._by_decodes[num_decodes]
         assert entry.full is not None
@@ -298,8 +299,12 @@ class OperatorCost:
             if growing:
                 steps = min(steps, (end_w - windowed) // growing + 1)
         if longest and entry.tail:
-            gpu += entry.tail * excess(context, longest, squares)
-            steps = min(steps, context // (4 * num_decodes) + 1)
+            ahead = longest - squares / context - self._lag * context  # see Blocks.ahead
+            if ahead > 0.0:
+                gpu += entry.tail * ahead
+            hold = context // (4 * num_decodes) + 1
+            if hold < steps:
+                steps = hold
         if gpu >= entry.floor:
             return _line(Line, (entry.serial + gpu, increment, int(steps) if steps > 1 else 1))
         if increment > 0.0:
@@ -346,7 +351,8 @@ class OperatorCost:
         seconds = []
         for count, whole, curve, blocks in self._beside[num_decodes]:
             keys, most = (context, longest) if whole else (windowed, 0)  # clipped contexts are equal, or nearly
-            one = curve.base[0] + curve.slope[0] * keys if not curve.knots else curve.at(keys)
+            i = bisect_left(curve.knots, keys)
+            one = curve.base[i] + curve.slope[i] * keys
             if blocks is not None and keys:
                 one = blocks(one, keys, most, squares, chunk, layer_s)
             seconds.append(count * one)

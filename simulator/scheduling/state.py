@@ -194,8 +194,12 @@ class EngineState:
             self.last_decode_order = request.order
         heappush(self._ends, (steps + left, request.order, request))
         if self.uneven:
-            self._squares += request.offset * request.offset
-            self._remember(request)
+            offset = computed - steps
+            self._squares += offset * offset
+            heap = self._longest
+            heappush(heap, (-offset, request.order, request))
+            if len(heap) > 2 * self.num_decodes + 64:
+                self._forget()
         if self.window is not None:
             request.crossing = -1
             if computed + 1 < self.window:
@@ -221,26 +225,27 @@ class EngineState:
             self.growing -= 1
             self._window_sum -= computed
 
-    def _remember(self, request: Request) -> None:
-        heap = self._longest
-        heappush(heap, (-request.offset, request.order, request))
-        if len(heap) > 2 * self.num_decodes + 64:  # mostly stale: keep who is here, once each
-            heap[:] = {entry[2]: entry for entry in heap if self._decodes_at(entry)}.values()
-            heapify(heap)
+    def _forget(self) -> None:
+        """Most entries of the heap are stale: keep who is here, once each."""
+        here = {r: (offset, order, r) for offset, order, r in self._longest if self._decodes_at(r, offset)}
+        self._longest[:] = here.values()
+        heapify(self._longest)
 
-    def _decodes_at(self, entry: tuple[int, int, Request]) -> bool:
-        offset, _, request = entry
+    def _decodes_at(self, request: Request, offset: int) -> bool:
         return request.decoding and request.offset == -offset and request.lane == self.lane
 
     def spread(self) -> tuple[int, int]:
         """(longest, sum of squares) of the KV lengths after the next step, with ``uneven`` and a batch."""
         heap = self._longest
-        while not self._decodes_at(heap[0]):
+        offset, _, request = heap[0]
+        while not request.decoding or request.offset != -offset or request.lane != self.lane:
             heappop(heap)
-        n, steps = self.num_decodes, self.token_steps
+            offset, _, request = heap[0]
+        steps = self.token_steps
         after = steps + 1
-        squares = self._squares + after * (2 * (self.computed_sum - n * steps) + after * n)
-        return after - heap[0][0], squares
+        # Sum of (offset + after)², the sum of offsets being computed_sum - num_decodes * steps.
+        squares = self._squares + after * (2 * self.computed_sum + self.num_decodes * (1 - steps))
+        return after - offset, squares
 
     @property
     def blocks_next(self) -> int:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.cost.breakdown import breakdown
-from simulator.cost.flash_attention import CHIPS, KEY_S, blocks_of, excess, fuses
+from simulator.cost.flash_attention import CHIPS, MEASURED, blocks_of, fuses
 from simulator.cost.roofline import RooflineCost
 from simulator.cost.shapes import attention_shape
 from simulator.hardware.gpu import gpu, gpus
@@ -19,6 +19,7 @@ from simulator.model.catalogue import model
 LLAMA = model("llama-3.1-8b")
 SHAPE = attention_shape(LLAMA.layers[0].attention, 1, "bfloat16", 2.0)
 RTX = gpu("rtxpro6000")
+KEY_S = MEASURED.packed_s
 BANDWIDTH = 1.5e12  # bytes/s that its decode attention reaches
 
 
@@ -42,7 +43,9 @@ def spread(lengths: np.ndarray) -> tuple[int, int, int]:
 @pytest.mark.parametrize("sequences", [48, 64, 128, 256])
 @pytest.mark.parametrize("kind", ["one long", "exponential", "uniform"])
 def test_the_tail_is_what_dealing_blocks_out_leaves(sequences: int, kind: str) -> None:
-    """On average over the order of the batch, within 5 % of attention; equal prices are up to 30 % off."""
+    """On average over the order of the batch, within 4 % of attention; equal prices are up to 30 % off."""
+    law = blocks_of(RTX, SHAPE)
+    assert law is not None
     draw = np.random.default_rng(7)
     errors, without = [], []
     for _ in range(10):
@@ -54,10 +57,10 @@ def test_the_tail_is_what_dealing_blocks_out_leaves(sequences: int, kind: str) -
         context, longest, squares = spread(lengths)
         measured = dealt(draw.permutation(lengths), SHAPE.kv_heads, 188, BANDWIDTH / 512)
         equal = context * SHAPE.bytes_per_context / BANDWIDTH
-        equal += 0.2 * KEY_S * context / sequences  # equal blocks end together but for their last wave
-        errors.append((equal + KEY_S * excess(context, longest, squares)) / measured - 1)
+        equal += 0.25 * KEY_S * context / sequences  # equal blocks end together but for their last wave
+        errors.append((equal + KEY_S * law.ahead(context, longest, squares)) / measured - 1)
         without.append(equal / measured - 1)
-    assert abs(np.mean(errors)) < 0.05
+    assert abs(np.mean(errors)) < 0.04
     assert abs(np.mean(errors)) < 0.3 * abs(np.mean(without)) + 0.02
 
 
@@ -70,9 +73,9 @@ def test_the_tail_of_batches_measured_with_one_sequence_four_times_as_long() -> 
         (64, 2048, 1237.8 / 3, 1551.3 / 3), (128, 1024, 1236.6 / 3, 1357.2 / 3), (256, 1024, 2277.0 / 3, 2374.1 / 3),
     ):  # fmt: skip
         lengths = np.array([4 * short] + [short] * (sequences - 1)) + 1
-        tail = cost.tail_s(sequences) * excess(*spread(lengths))
-        # The long one came first there, the kindest order: its last block starts with an eighth of the work to do.
-        assert (mean_us * 1e-6 + tail) / (uneven_us * 1e-6) == pytest.approx(1.02, abs=0.04), (sequences, short)
+        tail = cost.tail_s(sequences) * cost.ahead(*spread(lengths))
+        # The long one came first there, the kindest order: the price is of any order, and 1 to 2 % more.
+        assert (mean_us * 1e-6 + tail) / (uneven_us * 1e-6) == pytest.approx(1.01, abs=0.025), (sequences, short)
 
 
 def test_mixed_batches_as_measured() -> None:
