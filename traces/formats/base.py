@@ -74,7 +74,8 @@ def open_source(path: str | Path, *, strict: bool = False) -> Source:
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
     except FileNotFoundError:
-        raise TraceError("no such trace file", where=str(path), remedy="Check the path; relative ones start at the scenario file, or at the current folder on the command line.") from None
+        remedy = "Check the path; in a scenario it is relative to the scenario's file."
+        raise TraceError("no such trace file", where=str(path), remedy=remedy) from None
     except (OSError, EOFError, zlib.error) as error:
         raise TraceError(f"cannot be read: {error}", where=str(path)) from error
     if data.startswith(LFS_POINTER):
