@@ -15,6 +15,7 @@ import typer.core
 from simulator import __version__
 from simulator.cli import (
     bench,
+    cache,
     calibrate,
     check,
     check_schedule,
@@ -27,6 +28,7 @@ from simulator.cli import (
     run,
     schema,
     serve_experiment,
+    survey,
     trace,
     validate,
 )
@@ -45,6 +47,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "calibrations": calibrate.calibrations,
     "policies": policies.policies,
     "check-schedule": check_schedule.check_schedule,
+    "survey": survey.survey,
+    "cache": cache.cache,
     "bench": bench.bench,
     "profile": profile.profile,
     "validate": validate.validate,

@@ -40,7 +40,7 @@ def describe(
     """Rates, burstiness, lengths, sessions and prefix sharing of a trace."""
     from traces import describe as describing
 
-    found = _trace(trace, format, strict, num_requests, seed)
+    found = read(trace, format, strict, num_requests, seed)
     description = describing.describe(found)
     if plot is not None:
         describing.plot(found, plot)
@@ -64,7 +64,7 @@ def convert(
     seed: Seed = 0,
 ) -> None:
     """Write a trace (or a preset's draws) as Windtunnel's own table."""
-    found = _trace(trace, format, strict, num_requests, seed)
+    found = read(trace, format, strict, num_requests, seed)
     name = to.name.lower()
     try:
         if name.endswith(".parquet"):
@@ -107,7 +107,14 @@ def presets(as_json: AsJson = False) -> None:
         print_rows(rows)
 
 
-def _trace(name: str, format: str | None, strict: bool, num_requests: int, seed: int) -> Trace:  # noqa: A002
+def read(
+    name: str,
+    format: str | None = None,
+    strict: bool = False,
+    num_requests: int = 10_000,
+    seed: int = 0,  # noqa: A002
+) -> Trace:
+    """A trace file, or ``preset:NAME`` drawn anew. Raises TraceError."""
     if name.startswith(PRESET):
         from traces.generate import generate
 

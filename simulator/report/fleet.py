@@ -42,7 +42,7 @@ def _load(records: SimulationRecords, time: TimeAxis) -> Figure:
         inside / most,
         x_label=time.label,
         x_high=time.reach[1],
-        summary=f"Requests running and waiting over time on each of {num_replicas(records)} replicas, at most {most:.3g}.",
+        summary=f"Requests on each of {num_replicas(records)} replicas over time, at most {most:.3g}.",
     )
     caption = f"Requests running and waiting; the darkest is {number(most)}. Blank: the replica was not there."
     if len(shown) < num_replicas(records):

@@ -79,8 +79,11 @@ def test_a_number_is_short_for_equal_replicas(path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(path: Path, setting: str, where: str, words: str) -> None:
-    with pytest.raises(UserError) as error:
+    def build() -> None:
         scenario = load(path, [setting])
         build_cluster(scenario, build_groups(scenario))
+
+    with pytest.raises(UserError) as error:
+        build()
     assert where in str(error.value)
     assert words in str(error.value)
