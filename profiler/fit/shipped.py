@@ -1,6 +1,7 @@
 """The calibrations that ship: ``python -m profiler.fit.shipped DATA`` fits them from a folder of published tables.
 
-DATA holds a folder per GPU as aiconfigurator publishes them, ``llmservingsim/`` and ``vidur/``.
+DATA holds a folder per GPU as aiconfigurator publishes them, ``llmservingsim/`` and ``vidur/``. What this project
+measured itself lies in docs/measured, and needs no DATA.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Recipe:
     stream_of: str | None = None
 
 
+OWN = Path(__file__).resolve().parents[2] / "docs" / "measured"
 ELEMENTWISE = ("elementwise",)
 # LLMServingSim's attention is the only one timed over cached contexts, and with keys that the cache no longer holds.
 SERVED = ("elementwise", "prefill_attention", "decode_attention", "gemm")
@@ -40,6 +42,7 @@ RECIPES = (
     Recipe("GB200", "gb200"),
     Recipe("L40S", "l40s"),
     Recipe("RTX-PRO-6000", "rtx_pro_6000_server", (("llmservingsim/RTXPRO6000-Llama-3.1-8B-tp1", SERVED),)),
+    Recipe("Xeon-Emerald-Rapids-core", str(OWN / "cpu" / "measurements.jsonl.gz")),
 )
 
 

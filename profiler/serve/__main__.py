@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     compare = commands.add_parser("compare", help="predict and compare (needs the simulator, no torch)")
     compare.add_argument("served", type=Path, nargs="+", help="served-*.json")
     compare.add_argument("--kernels", type=Path, nargs="+", required=True, help="measurements.jsonl of the same device")
+    compare.add_argument("--calibration", default="auto", help="as hardware.calibration of a scenario")
     compare.add_argument("--out", type=Path, default=Path("comparison"))
     given = parser.parse_args(arguments)
     try:
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         from profiler.serve.compare import compare as run_compare
 
-        print(run_compare(given.served, given.kernels, given.out))  # noqa: T201
+        print(run_compare(given.served, given.kernels, given.out, given.calibration))  # noqa: T201
     except (CampaignError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2

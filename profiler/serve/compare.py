@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.serve import record
-from profiler.serve.predict import Overhead, ServedCost, predict, probe_overhead, shape_of, step_seconds
+from profiler.serve.calibrated import calibrated_cost
+from profiler.serve.predict import Overhead, ServedCost, TableCost, predict, probe_overhead, shape_of, step_seconds
 from profiler.serve.record import Load, Run
 from profiler.serve.tables import Tables
 
@@ -20,27 +21,36 @@ Floats = NDArray[np.float64]
 METRICS = ("ttft_s", "tpot_s", "e2e_s")
 
 
-def compare(paths: Sequence[Path], kernels: Path | Sequence[Path], out: Path) -> str:
+def compare(paths: Sequence[Path], kernels: Path | Sequence[Path], out: Path, calibration: str = "auto") -> str:
     """Writes ``comparison.json``, ``comparison.md`` and ``comparison.png`` into ``out``; returns the table.
 
+    calibration: as ``hardware.calibration`` of a scenario; with it the simulator's own cost model prices the kernels,
+    beside the interpolation of ``kernels``. Where the device has none, interpolation alone.
     Raises CalibrationError when ``kernels`` lacks a shape of a served model, ValueError on what is no served run.
     """
-    found = [_compare(record.read(path), kernels) for path in sorted(paths)]
+    found, drawn = [], []
+    for path in sorted(paths):
+        run = record.read(path)
+        tables = Tables(kernels, run.dtype)
+        costs: list[tuple[str, ServedCost]] = [("interpolated", TableCost(tables, shape_of(run), run.engine))]
+        own = calibrated_cost(run, calibration, tables)
+        if own is not None:
+            costs.insert(0, (f"calibration {own.name}", own))
+        both = [_compare(run, tables, prices, bare) for prices, bare in costs]
+        found += both
+        drawn.append(both[0])
     out.mkdir(parents=True, exist_ok=True)
     plain = [{k: v for k, v in one.items() if k != "points"} for one in found]
     (out / "comparison.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
     table = markdown(plain)
     (out / "comparison.md").write_text(table, encoding="utf-8")
-    picture(found, out / "comparison.png")
+    picture(drawn, out / "comparison.png")
     return table
 
 
-def _compare(run: Run, kernels: Path | Sequence[Path]) -> dict[str, Any]:
-    tables = Tables(kernels, run.dtype)
-    shape = shape_of(run)
-    bare = ServedCost(tables, shape, run.engine)
+def _compare(run: Run, tables: Tables, prices: str, bare: ServedCost) -> dict[str, Any]:
     overhead = probe_overhead(bare, run.probe, launches=run.device["type"] == "cuda")
-    cost = ServedCost(tables, shape, run.engine, overhead)
+    cost = bare.with_overhead(overhead)
     loads, points = [], {}
     for name in dict.fromkeys(load.load for load in run.loads):
         rounds = [load for load in run.loads if load.load == name]
@@ -55,7 +65,7 @@ def _compare(run: Run, kernels: Path | Sequence[Path]) -> dict[str, Any]:
             "throughput": _throughput(rounds[0], measured["finish_s"], predicted["finish_s"]),
         })  # fmt: skip
     return {
-        "yardstick_s": tables.yardstick_s,
+        "yardstick_s": tables.yardstick_s, "prices": prices,
         "model": run.model["name"], "engine": run.engine["name"], "about": run.engine, "device": run.device,
         "versions": run.versions, "dtype": run.dtype, "clock": run.clock, "date": run.date,
         "overhead": asdict(overhead), "probe": _probe(bare, cost, run), "loads": loads, "points": points,
@@ -124,15 +134,18 @@ def _probe(bare: ServedCost, cost: ServedCost, run: Run) -> dict[str, float]:
 def markdown(found: Sequence[Mapping[str, Any]]) -> str:
     """One table for all runs, one line per engine with what its steps cost beside their kernels.
 
+    ``kernels``: priced by the simulator's own cost model with a calibration, or interpolated between measured points.
+
     Measured values are medians over rounds, per request. ``rounds``: the span of the rounds' mean E2E about the
     measured one: how well the engine repeats itself. ``machine``: how much longer a fixed product took around the load
     than it did while the kernels were measured.
     """
     lines = [
-        "| model | engine | load (req/s) | TTFT mean measured → predicted | TPOT | E2E | P99 E2E | tokens/s | median step error | rounds | machine |",  # noqa: E501
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| model | engine | served | kernels | load (req/s) | TTFT mean measured → predicted | TPOT | E2E | P99 E2E | tokens/s | median step error | rounds | machine |",  # noqa: E501
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in found:
+        short = one["prices"].split(" ", maxsplit=1)[0].replace("calibration", "calibrated")
         for load in one["loads"]:
             cells = [
                 f"{load[m]['measured_mean'] * 1e3:.1f} → {load[m]['predicted_mean'] * 1e3:.1f} ms "
@@ -142,7 +155,8 @@ def markdown(found: Sequence[Mapping[str, Any]]) -> str:
             t, e2e = load["throughput"], load["e2e_s"]
             rate = f"{t['measured_tokens_per_s']:.1f} → {t['predicted_tokens_per_s']:.1f} ({t['error']:+.1%})"
             lines.append(
-                f"| {one['model']} | {one['engine']} | {load['load']} ({load['rate']:g}) | {' | '.join(cells)} "
+                f"| {one['model']} | {one['engine']} | {one['date'][:16].replace('T', ' ')} | {short} "
+                f"| {load['load']} ({load['rate']:g}) | {' | '.join(cells)} "
                 f"| {load['e2e_s']['p99_error']:+.1%} | {rate} | {load['steps']['median_ape']:.1%} "
                 f"| {e2e['round_mean_low'] / e2e['measured_mean'] - 1:+.0%} to "
                 f"{e2e['round_mean_high'] / e2e['measured_mean'] - 1:+.0%} "
@@ -152,8 +166,8 @@ def markdown(found: Sequence[Mapping[str, Any]]) -> str:
     for one in found:
         o = Overhead(**one["overhead"])
         lines.append(
-            f"{one['model']}, {one['engine']}: kernels are {one['probe']['kernels_share']:.0%} of the probe's step "
-            f"time; beside them {o.step_s * 1e3:.2f} ms a step and {o.sequence_s * 1e6:.0f} µs a sequence"
+            f"{one['model']}, {one['engine']}, {one['prices']}: kernels are {one['probe']['kernels_share']:.0%} of the "
+            f"probe's step time; beside them {o.step_s * 1e3:.2f} ms a step and {o.sequence_s * 1e6:.0f} µs a sequence"
             + (f"; no step launches in less than {o.launch_s * 1e3:.1f} ms." if o.launch_s else ".")
         )
         lines.append("")
@@ -182,7 +196,8 @@ def picture(found: Sequence[Mapping[str, Any]], path: Path) -> None:
             axis.plot(ends, ends, color="0.3", linewidth=1)
             axis.fill_between(ends, ends * 0.9, ends * 1.1, color="0.5", alpha=0.15, linewidth=0, label="within 10 %")
             axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="measured, ms", ylabel="predicted, ms")
-            axis.set_title(f"{one['model']}, {one['engine']}: {titles[metric]}", fontsize=10)
+            when = one["date"][11:16]
+            axis.set_title(f"{one['engine']} {when}: {titles[metric]}".replace("  ", " "), fontsize=10)
             for one_axis in (axis.xaxis, axis.yaxis):
                 one_axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 one_axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))

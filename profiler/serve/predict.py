@@ -1,10 +1,14 @@
-"""The simulator's prediction of a served run: kernels as measured on the device, the engine's own time as probed."""
+"""The simulator's prediction of a served run: kernels priced from the device's measurements, the engine's own time as
+probed. ``calibrated.py`` prices kernels with the simulator's own cost model, ``TableCost`` here by interpolation.
+"""
 
 from __future__ import annotations
 
+import abc
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,24 +43,56 @@ class Overhead:
         return max(kernels, self.launch_s) + self.step_s + self.sequence_s * sequences
 
 
-class ServedCost:
-    """``StepCost`` of one engine on the measured device, from tables alone."""
+class ServedCost(abc.ABC):
+    """``StepCost`` of one engine on the measured device."""
 
     sliding_window: int | None = None
+
+    def __init__(self, overhead: Overhead | None = None) -> None:
+        self.overhead = overhead or Overhead()
+
+    @abc.abstractmethod
+    def kernels(self, num_decodes: int, context: float, chunks: Sequence[tuple[int, int]], num_sampled: int) -> float:
+        """Seconds of all kernels of a step."""
+
+    def with_overhead(self, overhead: Overhead) -> Self:
+        """The same kernels in an engine that takes its time."""
+        other = copy.copy(self)
+        other.overhead = overhead
+        return other
+
+    def seconds(self, num_decodes: int, context: float, chunks: Sequence[tuple[int, int]], num_sampled: int) -> float:
+        """A whole step."""
+        kernels = self.kernels(num_decodes, context, chunks, num_sampled)
+        return self.overhead.seconds(kernels, num_decodes + len(chunks))
+
+    def decode(self, num_decodes: int, context: int, windowed: int, growing: int) -> Line:
+        del windowed, growing
+        first = self.seconds(num_decodes, context, (), num_decodes)
+        last = self.seconds(num_decodes, context + num_decodes * (LINEAR_STEPS - 1), (), num_decodes)
+        return Line(first, (last - first) / (LINEAR_STEPS - 1), LINEAR_STEPS)
+
+    def mixed(
+        self, num_decodes: int, context: int, windowed: int, chunks: Sequence[tuple[int, int]], num_sampled: int
+    ) -> float:
+        del windowed
+        return self.seconds(num_decodes, context, chunks, num_sampled)
+
+
+class TableCost(ServedCost):
+    """Kernels interpolated between measured points: no law and no fit between the measurements and the simulator."""
 
     def __init__(
         self, tables: Tables, shape: DecoderShape, engine: Mapping[str, Any], overhead: Overhead | None = None
     ) -> None:
         """``engine``: what the served run says about its engine (name and attention)."""
+        super().__init__(overhead)
         self.tables, self.shape, self.engine = tables, shape, str(engine["name"])
         paged = engine.get("attention") == "varlen_paged"
         self._backends = ("sdpa_flash", "varlen_paged") if paged else ("sdpa", "loop")
-        self.overhead = overhead or Overhead()
         self.heads = (shape.heads, shape.kv_heads, shape.head_dim)
         self._tokens: dict[int, float] = {}
         self._sampled: dict[int, float] = {}
-
-    # -- kernels ----------------------------------------------------------------------------------------------------
 
     def kernels(self, num_decodes: int, context: float, chunks: Sequence[tuple[int, int]], num_sampled: int) -> float:
         """Seconds of all kernels of a step."""
@@ -99,23 +135,6 @@ class ServedCost:
         if num_decodes:
             seconds += self.tables.decode(self.heads, num_decodes, context, self._backends[1])
         return seconds
-
-    # -- StepCost ---------------------------------------------------------------------------------------------------
-
-    def seconds(self, num_decodes: int, context: float, chunks: Sequence[tuple[int, int]], num_sampled: int) -> float:
-        """A whole step."""
-        kernels = self.kernels(num_decodes, context, chunks, num_sampled)
-        return self.overhead.seconds(kernels, num_decodes + len(chunks))
-
-    def decode(self, num_decodes: int, context: int, windowed: int, growing: int) -> Line:
-        first = self.seconds(num_decodes, context, (), num_decodes)
-        last = self.seconds(num_decodes, context + num_decodes * (LINEAR_STEPS - 1), (), num_decodes)
-        return Line(first, (last - first) / (LINEAR_STEPS - 1), LINEAR_STEPS)
-
-    def mixed(
-        self, num_decodes: int, context: int, windowed: int, chunks: Sequence[tuple[int, int]], num_sampled: int
-    ) -> float:
-        return self.seconds(num_decodes, context, chunks, num_sampled)
 
 
 def sampled(step: Step) -> int:

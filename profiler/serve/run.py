@@ -14,6 +14,7 @@ import torch
 
 from profiler.measure.decoder import Decoder
 from profiler.measure.devices import Device
+from profiler.measure.errors import CampaignError
 from profiler.measure.kernels import dtype_of
 from profiler.measure.models import DecoderShape
 from profiler.serve import record
@@ -28,30 +29,51 @@ Say = Callable[[str], None]
 def serve(
     experiment: Experiment, out: Path, *, say: Say | None = None, time_limit_s: float | None = None
 ) -> list[Path]:
-    """Files written; one that is there already is kept. An engine that cannot run is reported and passed over."""
+    """Files written; one that is there already is kept. An engine that cannot run is reported, passed over, and tried
+    last the next time (``.failed`` beside its file says why). Raises CampaignError when it took the device with it.
+    """
     say = say or (lambda text: print(text, file=sys.stderr, flush=True))  # noqa: T201
     begun, paths = time.monotonic(), []
     device = Device(experiment.device, threads=experiment.threads, clock=experiment.clock)
-    for shape in experiment.models:
-        for name in experiment.engines:
-            path = out / f"served-{shape.name}-{name}.json"
-            if path.exists():
-                say(f"{path} is there already")
-                continue
-            if time_limit_s is not None and time.monotonic() - begun > time_limit_s:
-                say(f"{path}: left for the next run (time limit)")
-                continue
-            try:
-                record.write(_run(experiment, device, shape, name, say), path)
-            except Exception as error:  # noqa: BLE001 - the other engines still serve
-                say(f"{path}: not served: {type(error).__name__}: {error}")
-                continue
-            finally:
-                gc.collect()
-                device.free()
+    wanted = [(out / f"served-{s.name}-{name}.json", s, name) for s in experiment.models for name in experiment.engines]
+    for path, shape, name in sorted(wanted, key=lambda w: _failed(w[0]).exists()):
+        if path.exists():
+            say(f"{path} is there already")
+            continue
+        if time_limit_s is not None and time.monotonic() - begun > time_limit_s:
+            say(f"{path}: left for the next run (time limit)")
+            continue
+        reason = _served(experiment, device, shape, name, path, say)
+        gc.collect()
+        device.free()
+        if reason is None:
             say(f"{path}")
             paths.append(path)
+            continue
+        say(f"{path}: not served: {reason}")
+        if not device.alive():
+            raise CampaignError(f"the device was lost: {reason}", where=str(path), remedy="Run again in a new process.")
     return paths
+
+
+def _failed(path: Path) -> Path:
+    return path.with_suffix(".failed")
+
+
+def _served(
+    experiment: Experiment, device: Device, shape: DecoderShape, name: str, path: Path, say: Say
+) -> str | None:  # fmt: skip
+    """Why the engine could not serve; None: it did, and ``path`` holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _failed(path).write_text("the process ended while it served\n", encoding="utf-8")
+    try:
+        record.write(_run(experiment, device, shape, name, say), path)
+    except Exception as error:  # noqa: BLE001 - the other engines still serve
+        reason = f"{type(error).__name__}: {error}"
+        _failed(path).write_text(reason + "\n", encoding="utf-8")
+        return reason
+    _failed(path).unlink()
+    return None
 
 
 def _run(e: Experiment, device: Device, shape: DecoderShape, name: str, say: Say) -> record.Run:

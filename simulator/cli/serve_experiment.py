@@ -48,6 +48,9 @@ def compare(
         list[Path],
         typer.Option(help="measurements.jsonl of the same device (windtunnel profile); several give their median."),
     ],
+    calibration: Annotated[
+        str, typer.Option(help="As hardware.calibration of a scenario: prices the kernels beside interpolating them.")
+    ] = "auto",
     out_folder: Annotated[
         Path, typer.Option("--out", help="Folder for the table, the picture and the numbers.")
     ] = Path("comparison"),
@@ -57,7 +60,7 @@ def compare(
     from profiler.serve.compare import compare as run_compare
 
     try:
-        table = run_compare(served, kernels, out_folder)
+        table = run_compare(served, kernels, out_folder, calibration)
     except CampaignError as error:
         raise UserError(error.message, where=error.where, remedy=error.remedy) from None
     except (ValueError, OSError) as error:
