@@ -1,0 +1,160 @@
+"""Eviction policies against what their papers say, and hit-ratio curves against brute force and published numbers."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from simulator.cli.main import app
+from simulator.core.errors import PolicyError
+from simulator.kv.curves import Accesses, accesses, capacities, count_less, hit_curve, lru_curve, simulated_curve
+from simulator.kv.eviction import EVICTIONS, Eviction, evictions
+
+MOONCAKE = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "traces" / "mooncake"
+PROMPTS = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 6)), min_size=1, max_size=60)
+
+
+def prompts(rows: list[list[int]]) -> Accesses:
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    return accesses(offsets, np.array([block for row in rows for block in row], dtype=np.int64))
+
+
+def chains(rows: list[tuple[int, int]]) -> Accesses:
+    """(tree, length) -> the first blocks of that tree's trunk: ids chained as in a real trace."""
+    return prompts([[100 * tree + k for k in range(length)] for tree, length in rows])
+
+
+def hits(policy: str, capacity: int, ids: list[int]) -> list[bool]:
+    """Single blocks, each its own prompt."""
+    found = prompts([[block] for block in ids])
+    cache = EVICTIONS.get(policy)(capacity)
+    named = dict(zip(found.block.tolist(), ids, strict=True))
+    assert len(named) == len(set(ids))
+    return [
+        cache.access(block, 0, -1, after)
+        for block, after in zip(found.block.tolist(), found.next_use.tolist(), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("policy", EVICTIONS.names())
+@given(rows=PROMPTS, capacity=st.integers(1, 40))
+def test_no_policy_holds_more_than_it_may_or_lies_about_it(
+    policy: str, rows: list[tuple[int, int]], capacity: int
+) -> None:
+    found = chains(rows)
+    cache: Eviction = EVICTIONS.get(policy)(capacity)
+    for access in zip(*(c.tolist() for c in (found.block, found.position, found.parent, found.next_use)), strict=True):
+        held = access[0] in cache
+        assert cache.access(*access) == held
+        assert len(cache) <= capacity
+        if not cache.needs_future:
+            assert access[0] in cache
+    if capacity >= found.num_blocks and not cache.needs_future:
+        assert len(cache) == found.num_blocks
+
+
+@pytest.mark.parametrize("policy", [name for name in EVICTIONS.names() if name != "belady"])
+@given(rows=PROMPTS, capacity=st.integers(1, 20))
+def test_nobody_beats_the_optimum(policy: str, rows: list[tuple[int, int]], capacity: int) -> None:
+    ids = [tree for tree, _ in rows]
+    assert sum(hits(policy, capacity, ids)) <= sum(hits("belady", capacity, ids))
+
+
+@given(rows=PROMPTS)
+def test_lru_in_one_pass_is_lru_simulated(rows: list[tuple[int, int]]) -> None:
+    found = chains(rows)
+    sizes = np.arange(1, found.num_blocks + 2)
+    quick, slow = lru_curve(found, sizes), simulated_curve(found, "lru", sizes)
+    np.testing.assert_allclose(quick.blocks, slow.blocks)
+    np.testing.assert_allclose(quick.prefix, slow.prefix)
+    assert quick.blocks[-1] == pytest.approx(found.ideal)
+
+
+@given(values=st.lists(st.integers(0, 300), max_size=80), data=st.data())
+def test_counting_ranks(values: list[int], data: st.DataObject) -> None:
+    queries = data.draw(st.lists(st.tuples(st.integers(0, len(values)), st.integers(0, 301)), max_size=30))
+    end, bound = (np.array([q[i] for q in queries], dtype=np.int64) for i in (0, 1))
+    expected = [sum(value < b for value in values[:e]) for e, b in queries]
+    assert count_less(np.array(values, dtype=np.int64), end, bound).tolist() == expected
+
+
+def test_what_each_policy_forgets() -> None:
+    assert hits("fifo", 2, [1, 2, 1, 3, 1]) == [False, False, True, False, False]  # 1 came first
+    assert hits("lru", 2, [1, 2, 1, 3, 1]) == [False, False, True, False, True]  # 2 is older
+    assert hits("lfu", 2, [1, 1, 1, 2, 3, 2, 1]) == [False, True, True, False, False, False, True]
+    assert hits("belady", 2, [1, 2, 3, 1, 2]) == [False, False, False, True, True]  # 3 is never kept
+
+
+def test_a_sweep_of_new_prompts_does_not_push_out_what_is_used_again() -> None:
+    """Two favourites, then a hundred blocks used once: LRU forgets the favourites, the others keep them."""
+    favourites, sweep = [1, 2] * 4, list(range(10, 110))
+    ids = favourites + sweep + [1, 2]
+    assert hits("lru", 10, ids)[-2:] == [False, False]
+    for policy in ("arc", "lru-k", "s3-fifo", "lfu"):
+        assert hits(policy, 10, ids)[-2:] == [True, True], policy
+
+
+def test_pgdsf_forgets_leaves_first_and_keeps_what_is_dear() -> None:
+    """A trunk is never forgotten before the blocks that build on it, however often they are used."""
+    found = prompts([[0, 1, 2], [0, 1, 2], [0, 5], [0, 6], [0, 7], [0, 8]])
+    cache = EVICTIONS.get("pgdsf")(4)
+    names = dict(zip(range(found.num_blocks), [0, 1, 2, 5, 6, 7, 8], strict=True))
+    for access in zip(*(c.tolist() for c in (found.block, found.position, found.parent, found.next_use)), strict=True):
+        cache.access(*access)
+        held = {names[block] for block in range(found.num_blocks) if block in cache}
+        assert not ({1, 2, 5, 6, 7, 8} & held) or 0 in held or access[2] != -1
+
+
+def test_published_hit_ratios_of_the_mooncake_conversation_trace() -> None:
+    """Block counts of the published trace (its last, partial blocks too): ideal .366, LRU .065 .211 .326 .364."""
+    files = list(MOONCAKE.glob("conversation_trace.jsonl*"))
+    if not files:
+        pytest.skip("needs the Mooncake trace beside the repository")
+    with (gzip.open if files[0].suffix == ".gz" else open)(files[0], "rt") as lines:
+        found = prompts([json.loads(line)["hash_ids"] for line in lines])
+    sizes = np.array([3_000, 10_000, 30_000, 100_000])
+    assert found.ideal == pytest.approx(0.366, abs=5e-4)
+    np.testing.assert_allclose(lru_curve(found, sizes).blocks, [0.065, 0.211, 0.326, 0.364], atol=7e-4)
+
+
+def test_a_curve_by_hand() -> None:
+    found = chains([(0, 3), (1, 2), (0, 3), (0, 2)])
+    one = hit_curve(found, "lru", np.array([1, 3, 5, 100]))
+    assert one.blocks.tolist() == one.prefix.tolist()
+    assert (one.blocks * 10).round().tolist() == [1, 3, 5, 5]
+    assert capacities(found)[-1] == found.num_blocks == 5
+
+
+def test_unknown_policies() -> None:
+    with pytest.raises(PolicyError, match="lru"):
+        evictions(["lruu"])
+    assert len(evictions([])) == len(OrderedDict.fromkeys(evictions([]))) == len(EVICTIONS)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    trace = tmp_path / "t.jsonl"
+    rows = [
+        {"timestamp": i * 100, "input_length": 1024, "output_length": 5, "hash_ids": [i % 3, 10 + i % 3]}
+        for i in range(30)
+    ]
+    trace.write_text("\n".join(json.dumps(row) for row in rows))
+    command = ["cache", str(trace), "--format", "mooncake", "--capacity-blocks", "2,6", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*command, "--json"])
+    assert result.exit_code == 0, result.output
+    [found] = json.loads(result.stdout)
+    assert found["capacity_blocks"] == [2, 6]
+    assert found["hit_ratio"]["lru"]["prefix"] == [0.0, 0.9]
+    assert (tmp_path / "out" / "cache.png").stat().st_size > 10_000
+    assert "lru,6,3072,0.900000" in (tmp_path / "out" / "cache.csv").read_text()
+    for wrong, words in (("x", "no list of capacities"), ("0", "at least 1")):
+        result = CliRunner().invoke(app, [*command[:4], "--capacity-blocks", wrong])
+        assert result.exit_code == 2
+        assert words in result.stderr + result.output
