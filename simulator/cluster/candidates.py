@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from simulator.cluster.plan import Group
 from traces.trace import Trace
 
+Ints = NDArray[np.int64]
+
 
 class Candidates:
     """Per row of the trace, the groups that could serve it; per such set of groups, their open replicas."""
@@ -28,7 +30,7 @@ class Candidates:
         self._kind = int(several[0]) if len(several) else 0
         self._kinds = kinds.tolist() if len(several) > 1 else None
 
-    def of(self, row: int) -> NDArray[np.int64]:
+    def of(self, row: int) -> Ints:
         """Replicas for a row, ascending; empty when all that could serve it are closed."""
         kind = self._kind if self._kinds is None else self._kinds[row]
         found = self._found.get(kind)
@@ -36,6 +38,10 @@ class Candidates:
             chosen = [i for i, g in enumerate(self._member) if kind >> g & 1 and self._open[i]]
             found = self._found[kind] = np.array(chosen, dtype=np.int64)
         return found
+
+    def kind(self, row: int) -> int:
+        """Equal for rows that the same groups could serve."""
+        return self._kind if self._kinds is None else self._kinds[row]
 
     def set_open(self, replica: int, is_open: bool) -> None:
         """A replica begins or ceases to take requests."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from simulator.cluster.admission import Admission
 from simulator.cost.interface import StepCost
 from simulator.scheduling import EngineArgs, resolve
 
@@ -66,6 +67,7 @@ class ClusterPlan:
 
     groups: tuple[Group, ...]
     router: RouterPlan = RouterPlan()
+    admission: Admission | None = None
 
 
 def single(args: EngineArgs, cost: StepCost, num_gpu_blocks: int, *, max_model_len: int = 0) -> ClusterPlan:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from math import inf
 from typing import TypedDict, Unpack
 
+from simulator.cluster.admission import Gate
 from simulator.cluster.arrivals import Arrivals, Progress
 from simulator.cluster.cache_events import CacheEvents
 from simulator.cluster.candidates import Candidates
 from simulator.cluster.clock import Clock
 from simulator.cluster.dispatcher import Dispatcher
 from simulator.cluster.plan import ClusterPlan, Group, single
+from simulator.cluster.prediction import LinearPredictor, queued_tokens
 from simulator.cluster.replica import Replica
 from simulator.core.errors import ScenarioError
 from simulator.core.random import streams
@@ -36,6 +39,7 @@ class Options(TypedDict, total=False):
     seed: of the routers' and other policies' random draws.
     step_mode: plan every step on its own instead of in spans; same records.
     observer: watches every plan; sequential: see ``Engine``.
+    watched: replicas have events of their own, for whoever acts on their engines from outside.
     """
 
     closed_loop_users: int | None
@@ -45,6 +49,7 @@ class Options(TypedDict, total=False):
     progress: Progress | None
     observer: Observer | None
     sequential: bool
+    watched: bool
 
 
 class Simulation:
@@ -71,18 +76,33 @@ class Simulation:
         pass_on = self.arrivals.finished if self.arrivals.has_feedback else None
         self.replicas: list[Replica] = []
         self._events: list[CacheEvents] = []
-        if len(self._member) == 1:
+        self.dispatcher: Dispatcher | None = None
+        if len(self._member) == 1 and not others_act(cluster) and cluster.admission is None:
             self._add_replica(0, pass_on)
             self.deliver = self.replicas[0].receive
             return
         self.around = around = self._surroundings()
         router = ROUTERS.get(cluster.router.policy)(around, cluster.router.options)
-        dispatcher = Dispatcher(self.replicas, router, around.fleet, candidates, pass_on)
+        gate = None
+        if cluster.admission is not None:
+            gate = Gate(cluster.admission, trace, around.fleet, around.predict)
+        self.dispatcher = dispatcher = Dispatcher(
+            self.clock,
+            self.columns,
+            router,
+            around.fleet,
+            candidates,
+            pass_on,
+            gate=gate,
+            watched=others_act(cluster) or options.get("watched", False),
+        )
+        self._reads_queues = bool(dispatcher.needs & Needs.QUEUED_TOKENS)
         for index in range(len(self._member)):
-            self._add_replica(index, dispatcher.finished_on(index))
-            if router.needs & Needs.CACHES:
+            self._add_replica(index, dispatcher.finished_on(index), watched=dispatcher.watched, eager=dispatcher.eager)
+            if dispatcher.needs & Needs.CACHES:
                 self._events.append(CacheEvents(self.replicas[index].engine.state.pool, index, around.blocks))
-        self.deliver = dispatcher.deliver
+        dispatcher.connect(self.replicas)
+        self.deliver = dispatcher.deliver if gate is not None else dispatcher.route
 
     def run(self) -> SimulationRecords:
         """Run the clock, return what happened."""
@@ -91,6 +111,10 @@ class Simulation:
         self.clock.run(until=horizon_s)
         stop = inf if horizon_s is None else horizon_s
         engines = [replica.engine for replica in self.replicas]
+        for replica in self.replicas:
+            replica.catch_up()
+        if self.dispatcher is not None:
+            self.dispatcher.close(drained=horizon_s is None)
         for engine in engines:
             engine.run_until(stop)
             engine.close(stop)
@@ -109,12 +133,16 @@ class Simulation:
                 ReplicaRecord(replica.group.name, replica.group.gpu, replica.group.num_gpus, 0.0, 0.0, inf)
                 for replica in self.replicas
             ),
+            rejections={} if self.dispatcher is None else dict(self.dispatcher.rejected),
             tokens_recomputed=sum(lane.tokens_recomputed for engine in engines for lane in engine.state.lanes),
         )
 
     # -- building ------------------------------------------------------------------------------------------------
 
-    def _add_replica(self, index: int, on_finish: OnFinish | None) -> None:
+    def _add_replica(
+        self, index: int, on_finish: OnFinish | None, *, watched: bool | None = None, eager: bool | None = None
+    ) -> None:
+        """watched: it has events of its own; None: if somebody waits for finishes. eager: see ``Engine``."""
         group = self.cluster.groups[self._member[index]]
         recorder = Recorder(self.columns, index)
         options = self._options
@@ -142,9 +170,10 @@ class Simulation:
                 on_finish=on_finish,
                 observer=options.get("observer"),
             )
-        self.replicas.append(
-            Replica(index, group, self.clock, engine, self.columns.replica, watched=on_finish is not None)
-        )
+        if eager is not None and isinstance(engine, Engine):
+            engine.eager = eager or options.get("observer") is not None
+        seen = on_finish is not None if watched is None else watched
+        self.replicas.append(Replica(index, group, self.clock, engine, self.columns.replica, watched=seen))
 
     def _surroundings(self) -> Surroundings:
         """What routers see; filled in as the simulation runs."""
@@ -164,6 +193,7 @@ class Simulation:
             streams(self._options.get("seed", 0)).stream("router"),
             blocks=PrefixIndex(),
             block_tokens=max(prefix.block_tokens, block_size) if prefix is not None else 0,
+            predict=LinearPredictor(self.cluster.groups, self._member),
         )
 
     def _scrape(self, fleet: Fleet, now: float) -> None:
@@ -173,6 +203,8 @@ class Simulation:
             i, state = replica.index, replica.engine.state
             fleet.waiting[i], fleet.running[i] = len(state.waiting), len(state.running)
             fleet.free_blocks[i] = state.pool.free
+            if self._reads_queues:
+                fleet.queued_tokens[i] = queued_tokens(state)
         for events in self._events:
             events.deliver()
 
@@ -188,6 +220,13 @@ def simulate(
 ) -> SimulationRecords:
     """Serve ``trace`` on one replica: see ``Group`` for the engine's arguments, ``Options`` for the others."""
     return Simulation(trace, single(args, cost, num_gpu_blocks, max_model_len=max_model_len), **options).run()
+
+
+def others_act(cluster: ClusterPlan) -> bool:
+    """Whether more than arrivals reaches the engines, so that they need events of their own: anything but the plain
+    parts of a plan."""
+    plain = ("groups", "router", "admission")
+    return any(getattr(cluster, f.name) != f.default for f in fields(cluster) if f.name not in plain)
 
 
 def make_state(args: EngineArgs, num_gpu_blocks: int, cost: StepCost, trace: Trace, *, grows: bool) -> EngineState:

@@ -142,6 +142,12 @@ class Engine:
         del lane  # there is one
         return self.last_token_time
 
+    def quiet_until(self) -> float:
+        """Until when nobody ends, apart from those ``state.releasing`` knows of and unless something arrives, s."""
+        if self._pending:
+            return self._end(self._steps_done + self._pending)
+        return max(self.wake_time, self.busy_until)
+
     def settle(self, now: float) -> None:
         """Bring ``state`` to what it is at ``now``, in the middle of a span too. Changes nothing that happens."""
         if self.wake_time < now:

@@ -100,6 +100,10 @@ class PipelineEngine:
         """End of the lane's last planned batch that made decode tokens, s."""
         return self._last_token_time[lane]
 
+    def quiet_until(self) -> float:
+        """See ``Engine``: here, until the next batch comes out."""
+        return self.wake_time
+
     def settle(self, now: float) -> None:
         """Bring ``state`` to what it is at ``now``."""
         if self.wake_time < now:

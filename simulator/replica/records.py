@@ -124,4 +124,5 @@ class SimulationRecords:
     transfers: TransferRecords | None = None  # None: nothing moves in this cluster
     link_bytes: Mapping[str, float] = field(default_factory=dict)  # bytes carried by each link
     events: tuple[ClusterEvent, ...] = ()
+    rejections: Mapping[str, int] = field(default_factory=dict)  # reason -> requests turned away by the cluster's rules
     prefill_replica: Ints | None = None  # (requests,) where the prompt was computed; None: on ``replica``

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from math import inf
 
@@ -16,7 +17,8 @@ class Fleet:
     """One number per replica, indexed by replica. Routers read; the cluster writes.
 
     Two kinds of knowledge, as real routers have them. What passes through the router is exact: ``in_flight`` requests
-    and their tokens. What engines report (``waiting``, ``running``, ``free_blocks``) is as old as the last scrape.
+    and their tokens. What engines report (``waiting``, ``running``, ``free_blocks``) is as old as the last scrape;
+    ``queued_tokens`` is what they reported plus what has been sent to them since.
     """
 
     def __init__(
@@ -31,14 +33,27 @@ class Fleet:
         self.size = size
         self.weight: Floats = np.asarray(weight, dtype=np.float64)
         self.num_blocks: Ints = np.asarray(num_blocks, dtype=np.int64)
-        self.in_flight: Ints = np.zeros(size, dtype=np.int64)  # requests
-        self.in_flight_tokens: Ints = np.zeros(size, dtype=np.int64)  # prompt tokens of those
+        # Counters change with every request and are read all at once: an array for one at a time, numpy's view of it.
+        self.counts, self.token_counts = array("q", bytes(8 * size)), array("q", bytes(8 * size))
+        self.in_flight: Ints = np.frombuffer(self.counts, dtype=np.int64)  # requests
+        self.in_flight_tokens: Ints = np.frombuffer(self.token_counts, dtype=np.int64)  # prompt tokens of those
+        self.queued_tokens: Ints = np.zeros(size, dtype=np.int64)  # prompt tokens still to compute
         self.waiting: Ints = np.zeros(size, dtype=np.int64)  # requests
         self.running: Ints = np.zeros(size, dtype=np.int64)  # requests
         self.free_blocks: Ints = self.num_blocks.copy()
         self._interval = metrics_interval_s
         self._scrape = scrape
         self._scraped = -inf
+
+    def sent(self, replica: int, prompt_tokens: int) -> None:
+        """The cluster has routed a request to ``replica``."""
+        self.counts[replica] += 1
+        self.token_counts[replica] += prompt_tokens
+
+    def ended(self, replica: int, prompt_tokens: int) -> None:
+        """That request is no longer there: it has ended, or it went elsewhere."""
+        self.counts[replica] -= 1
+        self.token_counts[replica] -= prompt_tokens
 
     def refresh(self, now: float) -> None:
         """Ask the engines again if the last answer is older than the interval."""
@@ -57,3 +72,31 @@ def least(values: NDArray[np.float64] | Ints, candidates: Ints) -> int:
     if len(candidates) == len(values):
         return int(values.argmin())
     return int(candidates[values[candidates].argmin()])
+
+
+class Among:
+    """The candidates of a decision as masks, kept for as long as the cluster hands out the same array."""
+
+    __slots__ = ("_bits", "_candidates", "_mask", "size")
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._candidates: Ints | None = None
+
+    def _learn(self, candidates: Ints) -> None:
+        self._candidates = candidates
+        self._mask = np.zeros(self.size, dtype=np.bool_)
+        self._mask[candidates] = True
+        self._bits = int.from_bytes(np.packbits(self._mask, bitorder="little").tobytes(), "little")
+
+    def mask(self, candidates: Ints) -> NDArray[np.bool_]:
+        """(size,) True for a candidate."""
+        if candidates is not self._candidates:
+            self._learn(candidates)
+        return self._mask
+
+    def bits(self, candidates: Ints) -> int:
+        """Bit ``r`` is set for candidate ``r``."""
+        if candidates is not self._candidates:
+            self._learn(candidates)
+        return self._bits

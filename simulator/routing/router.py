@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from simulator.core.registry import Registry
-from simulator.routing.fleet import Fleet, Ints
+from simulator.routing.fleet import Fleet, Floats, Ints
 from simulator.routing.prefix_index import PrefixIndex
 from simulator.scheduling.request import Request
 from traces.trace import Trace
@@ -23,6 +23,26 @@ class Needs(Flag):
     IN_FLIGHT = auto()  # requests routed and not finished
     METRICS = auto()  # queues and KV usage of the engines, scraped
     CACHES = auto()  # what the engines' prefix caches hold, told when they are scraped
+    QUEUED_TOKENS = auto()  # prompt tokens still to compute, scraped
+    ENDINGS = auto()  # a call of ``ended`` for each request
+
+
+class Predictor(Protocol):
+    """What routers know of speed: the replicas' own cost models, boiled down to straight lines."""
+
+    @property
+    def seconds_per_prompt_token(self) -> Floats:
+        """(replicas,) of a full step."""
+        ...
+
+    @property
+    def seconds_per_context_token(self) -> Floats:
+        """(replicas,) that a decode step reads."""
+        ...
+
+    def ttft(self, fleet: Fleet, prompt_tokens: int) -> Floats:
+        """(replicas,) s until a prompt that came now would be computed, behind ``fleet.queued_tokens``."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -30,6 +50,7 @@ class Surroundings:
     """What a router is built with.
 
     blocks: ids of prompt blocks -> replicas whose prefix cache held them when last scraped; block_tokens: of those.
+    predict: None where no cost model is known.
     """
 
     fleet: Fleet
@@ -37,12 +58,14 @@ class Surroundings:
     rng: np.random.Generator
     blocks: PrefixIndex | None = None
     block_tokens: int = 0
+    predict: Predictor | None = None
 
 
 class Router(Protocol):
     """Chooses the replica of each request. Derive from this class; one file per policy.
 
-    It sees the request as it arrives (its prompt, never its output length) and the ``Fleet``, and mutates neither.
+    It sees the request as it arrives (its prompt, never its output length) and the ``Fleet``, and mutates neither. What
+    depends on how requests end reads the ``Fleet`` or asks for ``ended``.
     """
 
     needs: ClassVar[Needs] = Needs.NOTHING
@@ -52,6 +75,10 @@ class Router(Protocol):
     def route(self, request: Request, candidates: Ints, now: float) -> int:
         """Replica for a request. candidates: replicas that are open and could serve it, ascending, never empty."""
         ...
+
+    def ended(self, request: Request, replica: int) -> None:
+        """A request has left ``replica``. Those of different replicas may be told out of order, all before the next
+        ``route`` at a later time. Called where ``needs`` has ``ENDINGS``."""
 
 
 ROUTERS: Registry[type[Router]] = Registry("router")

@@ -26,7 +26,7 @@ def run(seed: int, strike_s: float, *, lose: bool, step_mode: bool, blocks: int,
     requests = trace(60, 80.0, seed=seed)
     args = replace(ARGS, pipeline_parallel_size=stages, async_scheduling=bool(seed % 2))
     group = Group(args, LINEAR, blocks, count=2)
-    built = Simulation(requests, ClusterPlan((group,), RouterPlan("least-requests")), step_mode=step_mode)
+    built = Simulation(requests, ClusterPlan((group,), RouterPlan("least-requests")), step_mode=step_mode, watched=True)
     one, two = built.replicas
 
     def fail(now: float) -> bool:
