@@ -13,7 +13,7 @@ PROFILE_BIN := .venv-profile/bin
 PROFILE_STAMP := .venv-profile/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-profiler lint bench docs sample clean validation calibrations
+.PHONY: help run test test-profiler lint bench survey docs sample clean validation calibrations
 
 help:
 	@sed -n '2,5s/^# \{0,1\}//p' Makefile
@@ -57,6 +57,10 @@ test-profiler: $(PROFILE_STAMP)
 
 bench: $(RUN_STAMP)
 	$(BIN)/windtunnel bench
+
+# Published systems in their own settings, against their claims: a scoreboard in runs/survey.
+survey: $(RUN_STAMP)
+	$(BIN)/windtunnel survey
 
 validation: $(RUN_STAMP)
 	$(BIN)/python -m profiler.validate.document $(or $(DATA),../shared/data)

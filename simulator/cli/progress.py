@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from simulator.cli.console import err
 from simulator.core.units import format_seconds
+from simulator.survey.runner import Status as SurveyStatus
 
 MIN_INTERVAL_S = 0.1
 
@@ -52,3 +53,43 @@ class SimulationProgress:
         rate = arrived / max(now - self._begin, 1e-9)
         text = f"{format_seconds(simulated_s)} simulated, {rate:,.0f} requests/s"
         self._bar.update(self._task, completed=arrived, total=total, simulated=text)
+
+
+class SurveyProgress:
+    """Call it with a survey's ``Status``. A bar on a terminal, elsewhere one line per finished system."""
+
+    def __init__(self) -> None:
+        self._console = err()
+        self._bar = Progress(
+            TextColumn("survey"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("[dim]{task.fields[running]}"),
+            TextColumn("{task.fields[eta]}"),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._finished = -1
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        self._task = self._bar.add_task("survey", total=None, running="", eta="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def __call__(self, status: SurveyStatus) -> None:
+        eta = "" if status.eta_s is None else f"{format_seconds(status.eta_s)} left"
+        running = ", ".join(status.running)
+        if self._task is not None and self._console.is_terminal:
+            self._bar.update(self._task, completed=status.finished, total=status.total, running=running, eta=eta)
+        elif status.finished != self._finished:
+            self._finished = status.finished
+            after = format_seconds(status.elapsed_s)
+            said = f"{status.finished} of {status.total} systems after {after}, {eta or 'time left unknown'}: {running}"
+            self._console.print(said, markup=False, soft_wrap=True)
