@@ -59,7 +59,9 @@ def test_a_file_is_small_and_says_where_it_comes_from(name: str) -> None:
     assert found.gpu == name
     assert all(p["source"] and p["licence"] for p in found.provenance)
     core = gpu(name).vendor == "any"  # of a CPU: smaller heads, nothing to talk to
-    least = {"gemm fp32", "decode_attention 64/fp32"} if core else {"gemm bf16", "decode_attention 128/bf16", "all_reduce"}
+    least = (
+        {"gemm fp32", "decode_attention 64/fp32"} if core else {"gemm bf16", "decode_attention 128/bf16", "all_reduce"}
+    )
     assert least <= set(found.errors())
     assert all(0.0 < e.mean < 0.5 and e.folds >= 2 for e in found.errors().values())
 

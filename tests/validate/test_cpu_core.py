@@ -33,7 +33,9 @@ def test_its_calibration_is_what_the_measurements_give_and_within_thirty_per_cen
     again, kept = calibrate(tables, CORE, ceilings_of(gpu(CORE), tables)), read_calibration(shipped()[CORE])
     assert again.fits.keys() == kept.fits.keys()
     for key, error in kept.errors().items():
-        assert again.errors()[key].mean == pytest.approx(error.mean, rel=0.5)  # another way to fit may do a little better
+        assert again.errors()[key].mean == pytest.approx(
+            error.mean, rel=0.5
+        )  # another way to fit may do a little better
         if key.startswith(FITTED):
             assert max(error.mean, again.errors()[key].mean) < 0.3, key
     (said,) = kept.provenance
