@@ -14,6 +14,7 @@ class CacheEvents:
 
     def __init__(self, pool: BlockPool, replica: int, index: PrefixIndex | None) -> None:
         self._replica = replica
+        self._pool = pool
         self._index = index
         self._changes: dict[int, bool] = {}
         if isinstance(pool, PrefixCache):
@@ -24,6 +25,12 @@ class CacheEvents:
 
     def _removed(self, ids: Sequence[int]) -> None:
         self._changes.update(dict.fromkeys(ids, False))
+
+    def forget(self) -> None:
+        """The engine is gone, and its cache with it."""
+        self._changes.clear()
+        if self._index is not None and isinstance(self._pool, PrefixCache):
+            self._index.clear(self._replica)
 
     def deliver(self) -> None:
         """Bring the index up to date."""

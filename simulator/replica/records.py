@@ -124,5 +124,6 @@ class SimulationRecords:
     transfers: TransferRecords | None = None  # None: nothing moves in this cluster
     link_bytes: Mapping[str, float] = field(default_factory=dict)  # bytes carried by each link
     events: tuple[ClusterEvent, ...] = ()
+    attempts: Mapping[int, int] = field(default_factory=dict)  # rows that faults lost -> how often
     rejections: Mapping[str, int] = field(default_factory=dict)  # reason -> requests turned away by the cluster's rules
     prefill_replica: Ints | None = None  # (requests,) where the prompt was computed; None: on ``replica``

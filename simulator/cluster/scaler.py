@@ -1,0 +1,101 @@
+"""An autoscaler on the clock: shows it the cluster every interval, and does what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from simulator.cluster.candidates import Candidates
+from simulator.cluster.clock import TRANSFER
+from simulator.cluster.elastic import ScalingPlan
+from simulator.cluster.failures import Failures
+from simulator.cluster.lifecycle import Lifecycle, State
+from simulator.core.random import Streams
+from simulator.scaling import SCALERS, GroupFacts, GroupView, Scaler, Surroundings, View
+from simulator.scheduling.request import Request
+
+
+def set_going(lifecycle: Lifecycle, candidates: Candidates, streams: Streams) -> Callable[[Request, float], None]:
+    """Open the replicas of the start, let faults and the autoscaler begin. Returns who takes arrivals."""
+    failures = [Failures(lifecycle, plan, streams) for plan in lifecycle.plan.faults]
+    for one in failures:
+        one.begin()
+    lifecycle.open()
+    deliver = lifecycle.dispatcher.deliver
+    if lifecycle.plan.scaling is None:
+        return deliver
+    scaler = Autoscaler(lifecycle, lifecycle.plan.scaling, candidates)
+    scaler.begin()
+
+    def arrive(request: Request, now: float) -> None:
+        scaler.saw(request)
+        deliver(request, now)
+
+    return arrive
+
+
+class Autoscaler:
+    """Asks a scaling policy every ``interval_s``."""
+
+    def __init__(self, lifecycle: Lifecycle, plan: ScalingPlan, candidates: Candidates) -> None:
+        self._lifecycle = lifecycle
+        self._plan = plan
+        self._candidates = candidates
+        groups = lifecycle.groups
+        facts = tuple(
+            GroupFacts(g.name, n.min_replicas, n.max_replicas, n.initial, n.cold_start_s, g.args.max_num_seqs)
+            for g, n in zip(groups, lifecycle.plan.groups, strict=True)
+        )
+        self._policy: Scaler = SCALERS.get(plan.policy)(Surroundings(facts, plan.interval_s), plan.options)
+        self._arrivals = [0] * len(groups)
+        self._ticks = 0
+
+    def begin(self) -> None:
+        self._ticks += 1
+        at = self._ticks * self._plan.interval_s
+        self._lifecycle.clock.at(at, TRANSFER, lambda _: self._tick(at))
+
+    def saw(self, request: Request) -> None:
+        """A request has arrived."""
+        self._arrivals[self._group(self._candidates.kind(request.row))] += 1
+
+    def _tick(self, now: float) -> None:
+        lifecycle = self._lifecycle
+        if lifecycle.over:
+            return
+        for group, wanted in enumerate(self._policy.desired(self._view(now))):
+            lifecycle.set_target(group, wanted, now)
+        self.begin()
+
+    def _view(self, now: float) -> View:
+        at_the_door = [0] * len(self._arrivals)
+        for kind, waiting in self._lifecycle.dispatcher.door.lines().items():
+            at_the_door[self._group(kind)] += waiting
+        views = tuple(self._group_view(group, at_the_door[group], now) for group in range(len(at_the_door)))
+        self._arrivals = [0] * len(self._arrivals)
+        return View(now, views)
+
+    def _group_view(self, group: int, waiting: int, now: float) -> GroupView:
+        lifecycle = self._lifecycle
+        ready = lifecycle.alive(group, State.READY)
+        running, usage = 0, 0.0
+        for life in ready:
+            engine = life.replica.engine
+            engine.settle(now)
+            waiting += len(engine.state.waiting)
+            running += len(engine.state.running)
+            usage += 1.0 - engine.state.pool.free / engine.state.pool.num_blocks
+        return GroupView(
+            target=lifecycle.target[group],
+            ready=len(ready),
+            starting=len(lifecycle.alive(group, State.STARTING)),
+            draining=len(lifecycle.alive(group, State.DRAINING)),
+            waiting=waiting,
+            running=running,
+            kv_usage=usage / len(ready) if ready else 0.0,
+            arrivals=self._arrivals[group],
+        )
+
+    @staticmethod
+    def _group(kind: int) -> int:
+        """The first group that could serve a kind of request: it counts what waits for any."""
+        return (kind & -kind).bit_length() - 1
