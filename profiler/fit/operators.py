@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from profiler.fit.boost import ForestSpec
 from profiler.fit.solve import SurfaceSpec
 from profiler.tables.columns import SHAPES
 from simulator.cost.correction import Floats
@@ -54,6 +55,7 @@ class Recipe:
     specs: Callable[[Points], Sequence[SurfaceSpec]]
     streamed: Callable[[Points], Floats] | None = None
     reach: Callable[[float], float] = lambda cache: cache
+    forest: ForestSpec | None = None
 
     def cold(self, points: Points, seconds: Floats, ceilings: Ceilings) -> np.ndarray:
         """Which rows an engine would see too. Benchmarks call a kernel again and again on the same operands; where the
@@ -103,17 +105,18 @@ def _gemm(frame: pd.DataFrame, dtype: str) -> Points:
 
 
 def _gemm_specs(x: Points) -> Sequence[SurfaceSpec]:
-    """A smooth surface over all three; what tiles do to single m, over few n and k; what waves do to single n."""
-    m = knots(x["m"], 4, 8, 16, 32, 64, 128, 192, 256, 512, 1024, 2048, 4096, 8192)
-    wide = knots(x["n"], 64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
-    deep = knots(x["k"], 64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
-    n, k = knots(x["n"], 128, 512, 1024, 2048, 4096, 8192, 16384), knots(x["k"], 512, 2048, 8192)
+    """A smooth surface over all three; what waves do to single m and n. Choices of kernels are the forest's."""
+    m = knots(x["m"], 8, 16, 64, 128, 256, 1024, 4096)
+    wide, deep = (knots(x[name], 128, 512, 2048, 4096, 8192, 16384) for name in "nk")
     every_m, every_n = every(x["m"]), every(x["n"])
-    fine = every_m if len(every_m) <= MANY else m
     return [
-        SurfaceSpec(("m", "n", "k"), (m, wide, deep), (0.1, 0.3, 0.3), 0.1),
-        SurfaceSpec(("m", "n", "k"), (fine, n, k), (0.0, 1.0, 1.0), 1.0),
-        SurfaceSpec(("m", "n"), (fine, every_n if len(every_n) <= MANY else wide), (0.0, 0.0), 0.5),
+        SurfaceSpec(("m", "n", "k"), (m, wide, deep), (0.3, 0.3, 0.3), 0.3),
+        SurfaceSpec(
+            ("m", "n"),
+            (every_m if len(every_m) <= MANY else m, every_n if len(every_n) <= MANY else wide),
+            (0.0, 0.0),
+            1.0,
+        ),
     ]
 
 
@@ -246,7 +249,8 @@ def _latent_prefill_specs(x: Points) -> Sequence[SurfaceSpec]:
 RECIPES: Mapping[str, Recipe] = {
     # Weights are rotated through about 64 MB, which sweeps a cache of 50 MB but not one of 96 MB.
     "gemm": Recipe(
-        GEMM, ("dtype",), ("n", "k"), _gemm, _gemm_specs, lambda x: x["size"], lambda cache: 34e6 * (cache > 64e6)
+        GEMM, ("dtype",), ("n", "k"), _gemm, _gemm_specs, lambda x: x["size"], lambda cache: 34e6 * (cache > 64e6),
+        ForestSpec(500, 8),
     ),
     "prefill_attention": Recipe(PREFILL, ("head_dim", "kv_dtype"), ("heads", "kv_heads"), _prefill, _prefill_specs),
     "decode_attention": Recipe(
@@ -265,7 +269,12 @@ RECIPES: Mapping[str, Recipe] = {
         _experts,
         _expert_specs,
         lambda x: x["touched"] * x["weight_bytes"],
+        forest=ForestSpec(300, 8),
     ),
-    "latent_decode": Recipe(LATENT_DECODE, ("kv_dtype",), ("heads",), _latent_decode, _latent_decode_specs),
-    "latent_prefill": Recipe(LATENT_PREFILL, ("kv_dtype",), ("heads",), _latent_prefill, _latent_prefill_specs),
+    "latent_decode": Recipe(
+        LATENT_DECODE, ("kv_dtype",), ("heads",), _latent_decode, _latent_decode_specs, forest=ForestSpec(300, 6)
+    ),
+    "latent_prefill": Recipe(
+        LATENT_PREFILL, ("kv_dtype",), ("heads",), _latent_prefill, _latent_prefill_specs, forest=ForestSpec(300, 6)
+    ),
 }

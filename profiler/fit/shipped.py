@@ -15,7 +15,7 @@ from profiler.fit.calibrate import calibrate, elementwise
 from profiler.fit.command import ceilings_of, write
 from profiler.tables.columns import Tables
 from profiler.tables.read import read_tables
-from simulator.cost.calibration import SHIPPED
+from simulator.cost.calibration import SHIPPED, read_calibration
 from simulator.hardware.gpu import gpu as find_gpu
 
 
@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--gpu", action="append", help="this one alone; repeatable")
+    parser.add_argument("--operator", action="append", help="fit it alone, keep the file's others; repeatable")
     parser.add_argument("--out", type=Path, default=SHIPPED)
     given = parser.parse_args(arguments)
     for recipe in RECIPES:
@@ -65,12 +66,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         card = find_gpu(recipe.gpu)
         tables = tables_of(recipe, given.data)
-        found = calibrate(tables, card.name, ceilings_of(card, tables), progress=lambda text: print(f"  {text}"))  # noqa: T201 - a command
+        out = given.out / f"{card.name}.json"
+        found = calibrate(
+            tables, card.name, ceilings_of(card, tables),
+            progress=lambda text: print(f"  {text}", flush=True),  # noqa: T201 - a command
+            kept=read_calibration(out) if given.operator else None, only=given.operator or (),
+        )  # fmt: skip
         if recipe.stream_of:
             lender = find_gpu(recipe.stream_of)
             stream = elementwise(tables.frames["elementwise"], ceilings_of(lender, Tables()))
             found = replace(found, stream=stream)
-        write(found, given.out / f"{card.name}.json")
+        write(found, out)
         print(f"{card.name}: {len(found.fits)} fits")  # noqa: T201 - a command
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from simulator.core.errors import CalibrationError
 from simulator.core.names import suggestion
 from simulator.cost.correction import Floats, Surface, correction
+from simulator.cost.forest import Forest
 from simulator.cost.kernels import Ceilings, Constants
 from simulator.cost.laws import LAWS, Points
 from simulator.hardware.gpu import Gpu
@@ -56,13 +57,17 @@ class Fit:
     held_out: HeldOut | None
     extent: Mapping[str, tuple[float, float]]
     kernels: Mapping[str, int]  # measured kernels and their points
+    forest: Forest | None = None
 
     def seconds(self, ceilings: Ceilings, points: Points, number: str | None = None) -> Floats:
         """Seconds, never under what the ceilings allow. ``number``: when the product runs in another format."""
         law, number = LAWS[self.operator], number or self.number
         physics = law.seconds(self.constants, ceilings, number, points)
-        fitted = physics * np.exp(correction(self.surfaces, law.coordinates(self.constants, points)))
-        return np.maximum(fitted, law.limit(ceilings, number, points))
+        coordinates = law.coordinates(self.constants, points)
+        bend = correction(self.surfaces, coordinates)
+        if self.forest is not None and law.features is not None:
+            bend = bend + self.forest.at(law.features(ceilings, points, coordinates))
+        return np.maximum(physics * np.exp(bend), law.limit(ceilings, number, points))
 
     def outside(self, points: Points) -> tuple[str, ...]:
         """Coordinates in which some point lies beyond what was measured."""
@@ -188,6 +193,7 @@ def to_json(calibration: Calibration) -> dict[str, Any]:
                 "constants": dict(f.constants),
                 "extent": {k: [round(low, 6), round(high, 6)] for k, (low, high) in f.extent.items()},
                 "surfaces": [s.to_json() for s in f.surfaces],
+                "forest": None if f.forest is None else f.forest.to_json(),
             }
             for f in calibration.fits.values()
         ],
@@ -276,6 +282,7 @@ def _fit(row: Mapping[str, Any]) -> Fit:
         held_out=_error(row["held_out"]),
         extent={k: (float(v[0]), float(v[1])) for k, v in row["extent"].items()},
         kernels=dict(row["kernels"]),
+        forest=Forest.from_json(row["forest"]) if row.get("forest") else None,
     )
 
 

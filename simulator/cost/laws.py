@@ -22,6 +22,7 @@ class Law:
     """``start``: the constants before any fit. ``limit``: the seconds that no kernel undercuts.
 
     ``switches``: constants that are not fitted but chosen, by what follows the measurements better.
+    ``features``: what a forest may ask about; only what the tables vary on its own.
     """
 
     operator: str
@@ -30,6 +31,7 @@ class Law:
     coordinates: Callable[[Constants, Points], Points]
     limit: Callable[[Ceilings, str, Points], Floats]
     switches: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    features: Callable[[Ceilings, Points, Points], Points] | None = None  # of ceilings, points, coordinates
 
 
 def gemm_points(m: Floats, n: Floats, k: Floats, weight_bytes: float, activation_bytes: float = 2.0) -> Points:
@@ -39,6 +41,54 @@ def gemm_points(m: Floats, n: Floats, k: Floats, weight_bytes: float, activation
 
 def _gemm(p: Constants, c: Ceilings, number: str, x: Points) -> Floats:
     return kernels.gemm(p, c, number, x["m"], x["n"], x["k"], x["size"])
+
+
+# Output tiles whose count and whose last wave's fill tell which kernel a library takes, and how much of it idles.
+_WAVES = ((64, 64), (64, 128), (128, 128), (64, 256), (128, 256), (256, 128), (128, 192), (192, 128))
+
+
+def _gemm_features(c: Ceilings, x: Points, coordinates: Points) -> Points:
+    found = dict(coordinates)
+    m, n, k = (coordinates[name] for name in "mnk")
+    found |= {"mn": m + n, "nk": n + k, "mk": m + k, "mnk": m + n + k}
+    for rows, columns in _WAVES:
+        waves = np.ceil(x["m"] / rows) * np.ceil(x["n"] / columns) / c.multiprocessors
+        found[f"waves_{rows}x{columns}"] = np.log(waves)
+        found[f"fill_{rows}x{columns}"] = waves / np.ceil(waves)
+    return found
+
+
+def _expert_features(c: Ceilings, x: Points, coordinates: Points) -> Points:
+    found = {name: column for name, column in coordinates.items() if name != "uneven"}
+    waves = x["blocks"] * np.ceil(x["inter"] / 128.0) / c.multiprocessors
+    size = x["inter"].astype(np.int64)
+    return found | {
+        "waves": np.log(waves),
+        "fill": waves / np.ceil(waves),
+        "touched": np.log(np.maximum(x["touched"], 1e-3)),
+        "padded": np.log(x["padded"]),
+        "work": np.log(x["rows"] * x["weight"]),
+        "factor": np.log2((size & -size).astype(float)),  # the largest power of two that divides the inner size
+        "elements": np.log(x["weight"] / (x["hidden"] * x["inter"])),  # two matrices per expert, or three
+        "all_rows": np.log(x["all_rows"]),
+    }
+
+
+def _latent_prefill_features(c: Ceilings, x: Points, coordinates: Points) -> Points:
+    """Nothing that counts keys: no table holds chunks of MLA prompts after a cached context."""
+    del c
+    found = {name: column for name, column in coordinates.items() if name != "keys"}
+    return found | {"batch": np.log(x["batch"]), "rows": np.log(x["rows"])}
+
+
+def _latent_decode_features(c: Ceilings, x: Points, coordinates: Points) -> Points:
+    waves = x["batch"] / c.multiprocessors
+    return dict(coordinates) | {
+        "keys": coordinates["batch"] + coordinates["context"],
+        "rows": coordinates["batch"] + coordinates["heads"],
+        "work": coordinates["batch"] + coordinates["context"] + coordinates["heads"],
+        "fill": waves / np.ceil(waves),
+    }
 
 
 def _gemm_limit(c: Ceilings, number: str, x: Points) -> Floats:
@@ -178,7 +228,7 @@ GEMM = Law(
         "launch_s": 2.2e-6, "memory": 1.5, "wave_s": 3e-7, "reduce_s": 1e-6, "prologue": 64.0, "cache": 1.0,
         "choice": 0.1, "last_wave": 0.0, **{f"tile_{i}": 0.8 for i in range(len(kernels.TILES))},
     },
-    _gemm, _logs("m", "n", "k"), _gemm_limit,
+    _gemm, _logs("m", "n", "k"), _gemm_limit, features=_gemm_features,
 )  # fmt: skip
 PREFILL = Law(
     "prefill_attention",
@@ -193,17 +243,17 @@ DECODE = Law(
 EXPERTS = Law(
     "experts",
     {"launch_s": 2.5e-5, "compute": 0.0, "memory": 1.0, "expert_s": 1e-8, "row_s": 1e-10, "foreign": 0.0},
-    kernels.experts, _expert_coordinates, _experts_limit,
+    kernels.experts, _expert_coordinates, _experts_limit, features=_expert_features,
 )  # fmt: skip
 # What an MLA layer does beside its projections: norms, rotary embedding, absorbed products, attention.
 LATENT_DECODE = Law(
     "latent_decode",
     {"launch_s": 3e-5, "compute": 0.5, "memory": 1.0, "walk_s": 1e-6, "wave_s": 1e-6},
-    _decode, _logs("batch", "context", "heads"), _work_limit, {"packed": (0.0,)},
+    _decode, _logs("batch", "context", "heads"), _work_limit, {"packed": (0.0,)}, _latent_decode_features,
 )  # fmt: skip
 LATENT_PREFILL = Law(
     "latent_prefill",
     {"launch_s": 5e-5, "compute": 0.0, "memory": 0.5, "tail": 0.5, "write_s": 1e-9},
-    _prefill, _logs("tokens", "queries", "keys", "heads"), _work_limit,
+    _prefill, _logs("tokens", "queries", "keys", "heads"), _work_limit, features=_latent_prefill_features,
 )  # fmt: skip
 LAWS: Mapping[str, Law] = {law.operator: law for law in (GEMM, PREFILL, DECODE, EXPERTS, LATENT_DECODE, LATENT_PREFILL)}

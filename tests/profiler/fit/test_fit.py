@@ -72,8 +72,7 @@ def test_packing_of_heads_is_found_out() -> None:
         for b, c, kv, g in product((1, 4, 16, 64, 256, 1024), (16, 128, 1024, 8192), (1, 2, 4, 8), (1, 4, 8))
     ]
     frame = pd.DataFrame(rows).assign(dtype="bf16", kernel="made", source="made")
-    columns = [frame[c].to_numpy(float) for c in ("batch", "context", "heads", "kv_heads", "head_dim", "window")]
-    points = decode_points(*columns, kv_bytes=2.0)  # type: ignore[misc]
+    points = RECIPES["decode_attention"].points(frame, "bf16")
     for packed in (0.0, 1.0):
         seconds = DECODE.seconds(dict(DECODE.start) | {"packed": packed}, CEILINGS, "bf16", points)
         [(key, part)] = parts(frame.assign(seconds=seconds), RECIPES["decode_attention"])
