@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import platform
 import statistics
@@ -18,6 +19,7 @@ import torch
 from profiler.measure.clock import CLOCKS, Clock
 from profiler.measure.errors import CampaignError
 
+LEFT_BEHIND_BYTES = 1 << 30
 NVML_CLOCK_SM, NVML_CLOCK_MEMORY = 1, 2  # nvml.h
 
 
@@ -78,6 +80,11 @@ class Device:
         if self.is_cuda:
             with contextlib.suppress(Exception):  # a device that is lost says so in ``alive``
                 torch.cuda.empty_cache()
+
+    def tidy(self) -> None:
+        """Collects what the point before left in reference cycles, where that is much."""
+        if self.is_cuda and torch.cuda.memory_allocated() > LEFT_BEHIND_BYTES:
+            gc.collect()
 
     def alive(self) -> bool:
         """Whether it still computes: after an illegal access, say, a CUDA process never does again."""

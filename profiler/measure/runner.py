@@ -137,6 +137,7 @@ def _safely(point: Point, context: Context, effort: Effort, journal: Journal) ->
 
 def measure(point: Point, context: Context, effort: Effort) -> tuple[str, dict[str, Any]]:
     """(``point`` or ``skipped``, the row). Whatever a point raises is its reason to be skipped."""
+    context.device.tidy()
     context.generator.manual_seed(int(point["id"][:8], 16))  # same data whatever was measured before
     try:
         case = BUILDERS[point["op"]](point, context)
