@@ -15,6 +15,7 @@ from simulator.scheduling.request import Request
 from simulator.scheduling.state import EngineState
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 BUDGET = 8192  # tokens a step, where the engine has no limit
 POINTS = 17  # prompt lengths at which a group is priced
 
@@ -32,6 +33,7 @@ class LinearPredictor:
         """member: group of each replica. Nothing is priced until somebody asks."""
         self._groups = groups
         self._member = np.asarray(member, dtype=np.int64)
+        self._replicas = np.arange(len(member))
 
     def _each(self, of_group: Callable[[Group], float]) -> Floats:
         """(replicas,) from one number per group."""
@@ -62,14 +64,18 @@ class LinearPredictor:
     def _curves(self) -> list[tuple[Floats, Floats]]:
         return [_prompt_curve(group) for group in self._groups]
 
-    def ttft(self, fleet: Fleet, prompt_tokens: int) -> Floats:
+    def ttft(self, fleet: Fleet, prompt_tokens: int | Ints) -> Floats:
         """(replicas,) s; one vectorised pass."""
-        own = np.array([np.interp(prompt_tokens, lengths, seconds) for lengths, seconds in self._curves])
         ahead = fleet.queued_tokens
+        tokens = np.broadcast_to(np.asarray(prompt_tokens, dtype=np.float64), len(ahead))
+        if len(self._curves) == 1:
+            own = np.interp(tokens, *self._curves[0])
+        else:
+            own = np.stack([np.interp(tokens, *curve) for curve in self._curves])[self._member, self._replicas]
         context = (fleet.num_blocks - fleet.free_blocks) * self._block_size
         shared = self._seconds_per_decode * fleet.running + self.seconds_per_context_token * context
-        steps = np.ceil((ahead + prompt_tokens) / self._budget)
-        found: Floats = ahead * self.seconds_per_prompt_token + own[self._member] + steps * shared
+        steps = np.ceil((ahead + tokens) / self._budget)
+        found: Floats = ahead * self.seconds_per_prompt_token + own + steps * shared
         return found
 
 

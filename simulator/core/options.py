@@ -28,8 +28,8 @@ T = TypeVar("T")
 
 
 def read_options(kind: type[T], policy: str, given: Mapping[str, object], what: str = "engine policy") -> T:
-    """An instance of the dataclass ``kind``, whose fields are ``bool``, ``int``, ``float`` or ``Literal`` of texts,
-    numbers optionally with a ``Range``. what: the kind of policy, for messages.
+    """An instance of the dataclass ``kind``, whose fields are ``bool``, ``int``, ``float``, ``str`` or ``Literal`` of
+    texts, numbers optionally with a ``Range``. what: the kind of policy, for messages.
 
     Raises PolicyError that names the option, its value and what would be right.
     """
@@ -54,14 +54,14 @@ def _checked(owner: str, name: str, value: object, hint: Any) -> object:
             raise PolicyError(f"{message}.", remedy=suggestion(str(value), get_args(hint), noun=f"values of {name}"))
         return value
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is bool:
-        right = isinstance(value, bool)
+    if hint is bool or hint is str:
+        right = isinstance(value, hint)
     elif hint is int:
         right = isinstance(value, int) and number
     else:
         right = number
     if not right:
-        wanted = {bool: "true or false", int: "a whole number", float: "a number"}[hint]
+        wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[hint]
         raise PolicyError(f"{message}.", remedy=f"Give {wanted}.")
     for limit in limits:
         assert isinstance(value, (int, float))

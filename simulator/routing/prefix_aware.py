@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from simulator.core.options import Range, read_options
-from simulator.routing.fleet import Ints, least
-from simulator.routing.prefix_index import PrefixIndex, RoutedPrefixes, bits
+from simulator.routing.fleet import Among, Ints, least
+from simulator.routing.prefix_index import PrefixIndex, RoutedPrefixes, least_of
 from simulator.routing.router import ROUTERS, Needs, Router, Surroundings
 from simulator.scheduling.request import Request
 
@@ -47,13 +47,14 @@ class PrefixAware(Router):
     def __init__(self, around: Surroundings, options: Mapping[str, bool | int | float | str]) -> None:
         self._options = chosen = read_options(Options, "prefix-aware", options, "router")
         self._fleet = around.fleet
+        self._among = Among(around.fleet.size)
         self._block_tokens = around.block_tokens
         self._routed = None
         self._index: PrefixIndex | None = around.blocks
         if chosen.index == "approximate":
             self._routed = RoutedPrefixes(around.fleet.size, chosen.capacity_blocks)
             self._index = self._routed.index
-            self.needs = Needs.IN_FLIGHT  # type: ignore[misc]  # this one asks the engines nothing
+            self.needs = Needs.IN_FLIGHT  # this one asks the engines nothing
 
     def route(self, request: Request, candidates: Ints, now: float) -> int:
         del now
@@ -77,10 +78,10 @@ class PrefixAware(Router):
         low, high = int(loads.min()), int(loads.max())
         if high - low > self._options.balance_abs and high > self._options.balance_rel * low:
             return -1
-        allowed = (1 << len(in_flight)) - 1 if all_open else sum(1 << int(c) for c in candidates)
+        allowed = self._among.bits(candidates)
         for mask, blocks in reversed(hits):
             if blocks * self._block_tokens < self._options.hit_threshold * request.prompt_tokens:
                 return -1
             if mask & allowed:
-                return min(bits(mask & allowed), key=lambda replica: in_flight[replica])
+                return least_of(mask & allowed, self._fleet)
         return -1

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.routing.fleet import Fleet
+
 
 class PrefixIndex:
     """Block id -> replicas, as a bit mask."""
@@ -84,19 +86,26 @@ class PrefixIndex:
         """Blocks of the prompt that each of ``size`` replicas holds, (size,)."""
         blocks = np.zeros(size, dtype=np.int64)
         for mask, length in self.hits(ids):
-            for replica in bits(mask):
-                blocks[replica] = length
+            if mask & (mask - 1):
+                blocks[positions(mask, size)] = length
+            else:
+                blocks[mask.bit_length() - 1] = length
         return blocks
 
 
-def bits(mask: int) -> list[int]:
-    """Positions of the ones, ascending."""
-    found = []
-    while mask:
-        low = mask & -mask
-        found.append(low.bit_length() - 1)
-        mask ^= low
-    return found
+def positions(mask: int, size: int) -> NDArray[np.int64]:
+    """Positions of the ones among ``size`` bits, ascending."""
+    width = -(-size // 8)
+    octets = np.frombuffer(mask.to_bytes(width, "little"), dtype=np.uint8)
+    return np.flatnonzero(np.unpackbits(octets, bitorder="little"))
+
+
+def least_of(mask: int, fleet: Fleet) -> int:
+    """The replica with the fewest requests in flight among the ones of ``mask``, the first of them on a tie."""
+    if not mask & (mask - 1):
+        return mask.bit_length() - 1
+    among = positions(mask, fleet.size)
+    return int(among[fleet.in_flight[among].argmin()])
 
 
 class RoutedPrefixes:

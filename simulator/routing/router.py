@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Flag, auto
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -40,8 +40,11 @@ class Predictor(Protocol):
         """(replicas,) that a decode step reads."""
         ...
 
-    def ttft(self, fleet: Fleet, prompt_tokens: int) -> Floats:
-        """(replicas,) s until a prompt that came now would be computed, behind ``fleet.queued_tokens``."""
+    def ttft(self, fleet: Fleet, prompt_tokens: int | Ints) -> Floats:
+        """(replicas,) s until a prompt that came now would be computed, behind ``fleet.queued_tokens``.
+
+        prompt_tokens: of it, or, (replicas,), what each replica would have to compute.
+        """
         ...
 
 
@@ -68,7 +71,7 @@ class Router(Protocol):
     depends on how requests end reads the ``Fleet`` or asks for ``ended``.
     """
 
-    needs: ClassVar[Needs] = Needs.NOTHING
+    needs: Needs = Needs.NOTHING  # of the class, or of one with these options
 
     def __init__(self, around: Surroundings, options: Mapping[str, bool | int | float | str]) -> None: ...
 
@@ -81,4 +84,21 @@ class Router(Protocol):
         ``route`` at a later time. Called where ``needs`` has ``ENDINGS``."""
 
 
+class Uniforms:
+    """Uniform draws, taken from numpy a thousand at a time: one by one they would cost more than all else here."""
+
+    __slots__ = ("_left", "_rng")
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self._left: list[float] = []
+
+    def below(self, n: int) -> int:
+        """One of 0 .. n - 1."""
+        if not self._left:
+            self._left = self._rng.random(1024).tolist()
+        return int(self._left.pop() * n)
+
+
+Options = Mapping[str, bool | int | float | str]
 ROUTERS: Registry[type[Router]] = Registry("router")

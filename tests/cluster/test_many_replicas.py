@@ -21,19 +21,28 @@ from simulator.routing import ROUTERS
 from simulator.scheduling import EngineArgs
 from tests.scheduling.invariants import clock_never_runs_back, ends_once, nobody_is_left
 from traces.prefix import from_rows
-from traces.trace import Trace
+from traces.trace import Labels, Trace
 
 LINEAR = LinearCost(0.005, 2e-5, 1e-4, 1e-8, 1e-9)
 ARGS = EngineArgs(max_num_seqs=16, max_num_batched_tokens=512, enable_prefix_caching=True, async_scheduling=True)
 
 
 def trace(n: int = 240, rate: float = 60.0, *, seed: int = 0) -> Trace:
-    """Twenty conversations whose prompts begin alike."""
+    """Twenty conversations whose prompts begin alike, five adapters, two priorities."""
     rng = np.random.default_rng(seed)
-    blocks = [[100 * int(s) + k for k in range(int(b) + 1)] for s, b in rng.integers(0, (20, 29), (n, 2))]
+    drawn = rng.integers(0, (20, 29), (n, 2))
+    blocks = [[100 * int(s) + k for k in range(int(b) + 1)] for s, b in drawn]
     prompt = np.array([16 * len(row) for row in blocks]) + rng.integers(1, 16, n)
     prefix = from_rows(blocks, 16)
-    return Trace(np.cumsum(rng.exponential(1 / rate, n)), prompt, rng.integers(1, 90, n), prefix=prefix)
+    return Trace(
+        np.cumsum(rng.exponential(1 / rate, n)),
+        prompt,
+        rng.integers(1, 90, n),
+        prefix=prefix,
+        session=drawn[:, 0],
+        priority=drawn[:, 0] % 2,
+        adapter=Labels((drawn[:, 1] % 6 - 1).astype(np.int32), ("a", "b", "c", "d", "e")),
+    )
 
 
 def cluster(count: int, router: str = "round-robin", *, blocks: int = 400, **options: object) -> ClusterPlan:
