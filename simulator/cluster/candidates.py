@@ -16,16 +16,31 @@ Ints = NDArray[np.int64]
 class Candidates:
     """Per row of the trace, the groups that could serve it; per such set of groups, their open replicas."""
 
-    def __init__(self, trace: Trace, groups: Sequence[Group], member: Sequence[int], *, roles: Sequence[str]) -> None:
-        """member: group of each replica. roles: groups of other roles are left out."""
+    def __init__(
+        self,
+        trace: Trace,
+        groups: Sequence[Group],
+        member: Sequence[int],
+        *,
+        roles: Sequence[str],
+        handed_to: Candidates | None = None,
+    ) -> None:
+        """member: group of each replica. roles: groups of other roles are left out.
+        handed_to: where requests go whose prompt has been computed. A prefill replica is no candidate for those that
+        would have nowhere to go; what opens and closes here does there too.
+        """
         self._member = member
         self._open = [True] * len(member)
         self._found: dict[int, NDArray[np.int64]] = {}
+        self._handed_to = handed_to
         kinds = np.zeros(len(trace), dtype=np.int64)
         for g, group in enumerate(groups):
             if group.role in roles:
-                kinds |= np.where(_serves(trace, group), 1 << g, 0)
-        self.nobody = kinds == 0  # rows that no replica could ever serve
+                fits = _serves(trace, group)
+                if group.role == "prefill" and handed_to is not None:
+                    fits &= ~handed_to.nobody | (trace.output_tokens == 1)
+                kinds |= np.where(fits, 1 << g, 0)
+        self.nobody: NDArray[np.bool_] = kinds == 0  # rows that no replica could ever serve
         several = np.unique(kinds[~self.nobody])
         self._kind = int(several[0]) if len(several) else 0
         self._kinds = kinds.tolist() if len(several) > 1 else None
@@ -47,6 +62,8 @@ class Candidates:
         """A replica begins or ceases to take requests."""
         self._open[replica] = is_open
         self._found.clear()
+        if self._handed_to is not None:
+            self._handed_to.set_open(replica, is_open)
 
     def is_open(self, replica: int) -> bool:
         return self._open[replica]

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from simulator.cluster.admission import Admission
+from simulator.cluster.elastic import LifePlan
+from simulator.cluster.transfers import KvBytes
 from simulator.cost.interface import StepCost
+from simulator.hardware.topology import Topology
 from simulator.scheduling import EngineArgs, resolve
 
 Role = Literal["both", "prefill", "decode"]
@@ -23,6 +26,7 @@ class Group:
     role: what of a request is computed here: its prompt, its output tokens after the first, or both.
     weight: work it does per second, relative to other groups; for routers that ask.
     model: label of the trace's ``model`` column that is served here; None: any.
+    kv: size of a request's KV cache, where it may have to move.
     gpu, num_gpus: what a replica runs on, for the records.
     """
 
@@ -35,6 +39,7 @@ class Group:
     role: Role = "both"
     weight: float = 1.0
     model: str | None = None
+    kv: KvBytes | None = None
     gpu: str = ""
     num_gpus: int = 1
 
@@ -62,12 +67,39 @@ class RouterPlan:
 
 
 @dataclass(frozen=True)
+class DisaggregationPlan:
+    """How requests go from prefill to decode replicas.
+
+    decode_router: chooses the decode replica. push: as the request arrives, and its blocks are reserved as its prompt
+    is begun; else, pull: when its prompt is computed.
+    layerwise: KV is sent layer by layer while the prompt is computed; needs push.
+    first_token: whose token the client gets first; decode: the decode replica computes the last prompt token again.
+    min_prompt_tokens: shorter prompts are computed where they are decoded.
+    decode_prefix_hits: blocks that the decode replica's prefix cache holds are not sent.
+    """
+
+    decode_router: RouterPlan = RouterPlan("least-requests")
+    push: bool = False
+    layerwise: bool = False
+    first_token: Role = "prefill"
+    min_prompt_tokens: int = 0
+    decode_prefix_hits: bool = True
+
+
+@dataclass(frozen=True)
 class ClusterPlan:
-    """Everything of a cluster but the requests."""
+    """Everything of a cluster but the requests.
+
+    topology: of all replicas, in their order, where KV moves between them.
+    life: None: the replicas of every group are there from the start to the end.
+    """
 
     groups: tuple[Group, ...]
     router: RouterPlan = RouterPlan()
+    disaggregation: DisaggregationPlan | None = None
+    topology: Topology | None = None
     admission: Admission | None = None
+    life: LifePlan | None = None
 
 
 def single(args: EngineArgs, cost: StepCost, num_gpu_blocks: int, *, max_model_len: int = 0) -> ClusterPlan:

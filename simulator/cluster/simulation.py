@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from math import inf
 from typing import TypedDict, Unpack
+
+import numpy as np
 
 from simulator.cluster.admission import Gate
 from simulator.cluster.arrivals import Arrivals, Progress
 from simulator.cluster.cache_events import CacheEvents
 from simulator.cluster.candidates import Candidates
 from simulator.cluster.clock import Clock
-from simulator.cluster.dispatcher import Dispatcher
+from simulator.cluster.disaggregation import Disaggregation, unserved
+from simulator.cluster.dispatcher import Dispatcher, Finished
+from simulator.cluster.elastic import LifePlan
+from simulator.cluster.lifecycle import Grave, Lifecycle
 from simulator.cluster.plan import ClusterPlan, Group, single
 from simulator.cluster.prediction import LinearPredictor, queued_tokens
 from simulator.cluster.replica import Replica
+from simulator.cluster.scaler import set_going
 from simulator.core.errors import ScenarioError
 from simulator.core.random import streams
 from simulator.cost.interface import StepCost
@@ -61,13 +67,17 @@ class Simulation:
         self.clock = Clock()
         self.columns = Columns(len(trace))
         groups = cluster.groups
-        self._member = [g for g, group in enumerate(groups) for _ in range(group.count)]
-        candidates = Candidates(trace, groups, self._member, roles=("both", "prefill"))
-        self.columns.reject(candidates.nobody)
+        self._member = places(cluster)
+        handed_to = None
+        if cluster.disaggregation is not None:
+            handed_to = Candidates(trace, groups, self._member, roles=("both", "decode"))
+        candidates = Candidates(trace, groups, self._member, roles=("both", "prefill"), handed_to=handed_to)
+        nobody = candidates.nobody if handed_to is None else unserved(cluster, trace, candidates, handed_to)
+        self.columns.reject(nobody)
         self.arrivals = Arrivals(
             self.clock,
             trace,
-            skip=candidates.nobody,
+            skip=nobody,
             users=options.get("closed_loop_users"),
             block_size=_block_size(trace, groups),
             use_prefix=any(group.args.enable_prefix_caching for group in groups),
@@ -77,11 +87,19 @@ class Simulation:
         self.replicas: list[Replica] = []
         self._events: list[CacheEvents] = []
         self.dispatcher: Dispatcher | None = None
+        self.moves: Disaggregation | None = None  # of requests between replicas
+        self.lifecycle: Lifecycle | None = None  # of replicas that come and go
         if len(self._member) == 1 and not others_act(cluster) and cluster.admission is None:
             self._add_replica(0, pass_on)
-            self.deliver = self.replicas[0].receive
+            self.deliver: Finished = self.replicas[0].receive
             return
         self.around = around = self._surroundings()
+        decode_router = None
+        if cluster.disaggregation is not None:
+            asked = cluster.disaggregation.decode_router
+            rng = streams(options.get("seed", 0)).stream("decode-router")
+            decode_router = ROUTERS.get(asked.policy)(replace(around, rng=rng), asked.options)
+        also = Needs.NOTHING if decode_router is None else decode_router.needs
         router = ROUTERS.get(cluster.router.policy)(around, cluster.router.options)
         gate = None
         if cluster.admission is not None:
@@ -95,14 +113,34 @@ class Simulation:
             pass_on,
             gate=gate,
             watched=others_act(cluster) or options.get("watched", False),
+            also=also,
         )
+        if handed_to is not None and decode_router is not None:
+            decode = Dispatcher(
+                self.clock,
+                self.columns,
+                decode_router,
+                around.fleet,
+                handed_to,
+                pass_on,
+                watched=True,
+                also=router.needs,
+            )
+            self.moves = Disaggregation(cluster, self._member, self.clock, self.columns, trace, dispatcher, decode)
+        finished_on = dispatcher.finished_on if self.moves is None else self.moves.finished_on
         self._reads_queues = bool(dispatcher.needs & Needs.QUEUED_TOKENS)
+        if cluster.life is not None:
+            self._come_and_go(cluster.life, dispatcher, candidates, pass_on)
+            return
         for index in range(len(self._member)):
-            self._add_replica(index, dispatcher.finished_on(index), watched=dispatcher.watched, eager=dispatcher.eager)
+            self._add_replica(index, finished_on(index), watched=dispatcher.watched, eager=dispatcher.eager)
             if dispatcher.needs & Needs.CACHES:
                 self._events.append(CacheEvents(self.replicas[index].engine.state.pool, index, around.blocks))
         dispatcher.connect(self.replicas)
         self.deliver = dispatcher.deliver if gate is not None else dispatcher.route
+        if self.moves is not None:
+            self.moves.connect(self.replicas)
+            self.deliver = self.moves.deliver
 
     def run(self) -> SimulationRecords:
         """Run the clock, return what happened."""
@@ -118,32 +156,73 @@ class Simulation:
         for engine in engines:
             engine.run_until(stop)
             engine.close(stop)
-        steps, bases = zip(*(engine.recorder.steps() for engine in engines), strict=True)
-        busy_until = max(engine.busy_until for engine in engines)
+        recorders = [engine.recorder for engine in engines] or [Recorder(self.columns)]  # there may never be a replica
+        steps, bases = zip(*(recorder.steps() for recorder in recorders), strict=True)
+        busy_until = max((engine.busy_until for engine in engines), default=0.0)
         return SimulationRecords(
             requests=self.columns.requests(
                 self.arrivals.arrival, trace.prompt_tokens, trace.output_tokens, list(bases), until=stop
             ),
             steps=join_steps(list(steps)),
-            end=max(busy_until, float(self.clock.now)) if horizon_s is None else horizon_s,
+            end=self._end(busy_until) if horizon_s is None else horizon_s,
             num_gpu_blocks=tuple(replica.group.num_gpu_blocks for replica in self.replicas),
             block_size=self.cluster.groups[0].args.block_size,
             num_events=self.clock.num_events,
             replicas=tuple(
                 ReplicaRecord(replica.group.name, replica.group.gpu, replica.group.num_gpus, 0.0, 0.0, inf)
                 for replica in self.replicas
-            ),
+            )
+            if self.lifecycle is None
+            else self.lifecycle.records(),
+            events=() if self.lifecycle is None else tuple(self.lifecycle.events),
+            attempts={} if self.lifecycle is None else dict(self.lifecycle.attempts),
             rejections={} if self.dispatcher is None else dict(self.dispatcher.rejected),
             tokens_recomputed=sum(lane.tokens_recomputed for engine in engines for lane in engine.state.lanes),
+            **({} if self.moves is None else self.moves.records(min(stop, float(self.clock.now)))),
         )
+
+    def _end(self, busy_until: float) -> float:
+        """When the last thing happened; what may still befall replicas without work is not waited for."""
+        if self.lifecycle is None:
+            return max(busy_until, float(self.clock.now))
+        arrived = self.arrivals.arrival[np.isfinite(self.arrivals.arrival)]
+        return max(busy_until, float(arrived.max(initial=0.0)))
 
     # -- building ------------------------------------------------------------------------------------------------
 
+    def _come_and_go(
+        self, life: LifePlan, dispatcher: Dispatcher, candidates: Candidates, pass_on: Finished | None
+    ) -> None:
+        """Replicas that start and stop while the simulation runs."""
+        dispatcher.replicas = [Grave() for _ in self._member]
+        if dispatcher.queue_timeout_s is None:
+            dispatcher.queue_timeout_s = life.queue_timeout_s
+        self.lifecycle = lifecycle = Lifecycle(
+            self.clock,
+            life,
+            self.cluster.groups,
+            self._member,
+            build=self._new_replica,
+            dispatcher=dispatcher,
+            candidates=candidates,
+            fleet=self.around.fleet,
+            columns=self.columns,
+            blocks=self.around.blocks if dispatcher.needs & Needs.CACHES else None,
+            pass_on=pass_on,
+            endless=self._options.get("horizon_s") is not None,
+        )
+        self.deliver = set_going(lifecycle, candidates, streams(self._options.get("seed", 0)))
+
+    def _new_replica(self, slot: int, on_finish: OnFinish) -> Replica:
+        self._add_replica(slot, on_finish, watched=True, eager=True)
+        return self.replicas[-1]
+
     def _add_replica(
-        self, index: int, on_finish: OnFinish | None, *, watched: bool | None = None, eager: bool | None = None
+        self, slot: int, on_finish: OnFinish | None, *, watched: bool | None = None, eager: bool | None = None
     ) -> None:
         """watched: it has events of its own; None: if somebody waits for finishes. eager: see ``Engine``."""
-        group = self.cluster.groups[self._member[index]]
+        index = len(self.replicas)
+        group = self.cluster.groups[self._member[slot]]
         recorder = Recorder(self.columns, index)
         options = self._options
         policy = POLICIES.get(group.args.policy)(group.args)
@@ -198,14 +277,15 @@ class Simulation:
 
     def _scrape(self, fleet: Fleet, now: float) -> None:
         """Read the engines' queues and KV usage as they are at ``now``."""
-        for replica in self.replicas:
+        here = enumerate(self.replicas) if self.lifecycle is None else self.lifecycle.answering()
+        for i, replica in here:
             replica.engine.settle(now)
-            i, state = replica.index, replica.engine.state
+            state = replica.engine.state
             fleet.waiting[i], fleet.running[i] = len(state.waiting), len(state.running)
             fleet.free_blocks[i] = state.pool.free
             if self._reads_queues:
                 fleet.queued_tokens[i] = queued_tokens(state)
-        for events in self._events:
+        for events in self._events if self.lifecycle is None else self.lifecycle.caches():
             events.deliver()
 
 
@@ -220,6 +300,16 @@ def simulate(
 ) -> SimulationRecords:
     """Serve ``trace`` on one replica: see ``Group`` for the engine's arguments, ``Options`` for the others."""
     return Simulation(trace, single(args, cost, num_gpu_blocks, max_model_len=max_model_len), **options).run()
+
+
+def places(cluster: ClusterPlan) -> list[int]:
+    """Group of each place for a replica."""
+    if cluster.life is None:
+        return [g for g, group in enumerate(cluster.groups) for _ in range(group.count)]
+    if cluster.disaggregation is not None:
+        remedy = "Leave scaling and faults, or disaggregation, out."
+        raise ScenarioError("replicas that come and go are not modelled together with disaggregation.", remedy=remedy)
+    return [g for g, life in enumerate(cluster.life.groups) for _ in range(life.max_replicas)]
 
 
 def others_act(cluster: ClusterPlan) -> bool:

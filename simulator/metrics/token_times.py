@@ -98,8 +98,9 @@ def token_ranges(records: SimulationRecords, clock: TokenClock) -> TokenRanges:
     start = np.where(np.isnan(start), requests.first_token[owner], start)
     replica = np.concatenate([extra[:, 4].astype(np.int64), requests.replica[routed]])
     if len(extra):
-        order = np.lexsort((begin, start, owner))
-        # A request preempted and never resumed may name its last range twice: once there, once here.
+        order = np.lexsort((-end, begin, start, owner))
+        # A request preempted and never resumed may name its last range twice: once there, once here. One that moved
+        # before it had decoded anything names an empty range before the one that begins with the same token.
         order = order[_is_new(owner[order], start[order], begin[order])]
         owner, start, begin, end, replica = owner[order], start[order], begin[order], end[order], replica[order]
     empty = (begin < 0) | (end <= begin)

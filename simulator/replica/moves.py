@@ -75,5 +75,5 @@ def land(engine: Engine | PipelineEngine, request: Request, last_token_time: flo
     recorder.range_start[row] = last_token_time
     if recorder.scheduled[row] != recorder.scheduled[row]:  # never written
         recorder.scheduled[row] = last_token_time
-    min(state.lanes, key=lambda lane: lane.num_decodes).land(request)
+    (engine.next_lane if isinstance(engine, PipelineEngine) else state).land(request)
     return True

@@ -104,6 +104,11 @@ class PipelineEngine:
         """See ``Engine``: here, until the next batch comes out."""
         return self.wake_time
 
+    @property
+    def next_lane(self) -> EngineState:
+        """The lane that is planned next: others that are free may have to wait until they are first in line."""
+        return self._free[0] if self._free else min(self.state.lanes, key=lambda lane: lane.num_decodes)
+
     def settle(self, now: float) -> None:
         """Bring ``state`` to what it is at ``now``."""
         if self.wake_time < now:

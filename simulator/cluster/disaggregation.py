@@ -1,0 +1,353 @@
+"""Prefill on one replica, decode on another: requests change hands with their KV.
+
+A prefill replica computes a request as if it had one output token, and keeps its blocks. Its KV goes to a decode
+replica once that has reserved blocks and a place in its batch for it; until then it waits, first come first served,
+and the prefill replica's blocks stay held: that is the back-pressure. When the last byte has arrived, the blocks on the
+prefill side are free and the request joins the decode batch before the next step.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import inf, nan
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.cluster.candidates import Candidates
+from simulator.cluster.clock import Clock
+from simulator.cluster.dispatcher import Dispatcher, Finished
+from simulator.cluster.plan import ClusterPlan, DisaggregationPlan
+from simulator.cluster.replica import Replica
+from simulator.cluster.transfers import Transfer, Transfers, Turnstile
+from simulator.core.errors import ScenarioError
+from simulator.kv.prefix import NO_HIT, BlockTable, PrefixCache
+from simulator.replica.moves import elsewhere, land
+from simulator.replica.recorder import Columns
+from simulator.replica.records import Ints, Status, TransferRecords
+from simulator.replica.steps import OnFinish
+from simulator.scheduling import POLICIES
+from simulator.scheduling.request import Request
+from traces.trace import Trace
+
+
+class Moved(TypedDict, total=False):
+    """Fields of ``SimulationRecords`` that tell of requests between replicas."""
+
+    transfers: TransferRecords
+    link_bytes: dict[str, float]
+    prefill_replica: Ints
+
+
+class Handover:
+    """A request between its prefill and its decode replica."""
+
+    __slots__ = ("first_token", "granted", "output_tokens", "request", "sent_tokens", "source", "table", "target",
+                 "tokens", "transfer")  # fmt: skip
+
+    def __init__(self, request: Request, source: int, tokens: int) -> None:
+        self.request = request  # on the prefill side, where it has one output token
+        self.output_tokens = request.output_tokens
+        self.source = source  # replica
+        self.target = -1  # replica; -1: not chosen yet
+        self.tokens = tokens  # whose KV goes along
+        self.table = None if request.table is None else BlockTable(request.table.ids)  # on the decode side
+        self.sent_tokens = 0  # of ``tokens``: sent, or there before
+        self.granted = False  # blocks are reserved
+        self.first_token = inf  # s; inf: the prompt is not computed yet
+        self.transfer: Transfer | None = None
+
+    @property
+    def computed(self) -> bool:
+        return self.first_token < inf
+
+
+class Entrance:
+    """What a router takes for a replica."""
+
+    def __init__(self, receive: Finished) -> None:
+        self.receive = receive
+
+
+class Landing:
+    """Where requests enter one decode replica: those without blocks yet, in order."""
+
+    def __init__(self, replica: Replica, granted: Callable[[Handover, float], None], *, use_hits: bool) -> None:
+        """granted: called when blocks are reserved."""
+        self.replica = replica
+        self._granted = granted
+        self.waiting: deque[Handover] = deque()
+        self.incoming = 0  # requests with blocks and without a place in the batch
+        self._use_hits = use_hits
+        self._asks = False
+
+    def join(self, handover: Handover, now: float) -> None:
+        """Reserve blocks as soon as there are enough, before a step of the engine."""
+        self.waiting.append(handover)
+        if not self._asks:
+            self._asks = True
+            self.replica.at_next_step(self.reserve, now)
+
+    def reserve(self, time: float) -> bool:
+        """Called between two steps: grant what can be. False: somebody still waits."""
+        waiting = self.waiting
+        while waiting and self._fits(waiting[0]):
+            handover = waiting.popleft()
+            handover.granted = True
+            self.incoming += 1
+            self._granted(handover, time)
+        self._asks = bool(waiting)
+        return not waiting
+
+    def _fits(self, handover: Handover) -> bool:
+        """Take the blocks if they are free, after those that the running requests need for the next step."""
+        state = self.replica.engine.state
+        if len(state.running) + self.incoming >= state.args.max_num_seqs:
+            return False
+        if len(state.waiting):  # nobody overtakes who came before or was preempted
+            head = state.waiting[0]
+            if head.preemptions or head.arrival <= handover.request.arrival:
+                return False
+        pool, table, tokens = state.pool, handover.table, handover.tokens
+        hit = NO_HIT
+        if self._use_hits and table is not None and isinstance(pool, PrefixCache):
+            hit = pool.lookup(table, tokens // state.block_size)
+        need = -(-tokens // state.block_size) - hit.blocks
+        if need + hit.free_blocks + sum(lane.blocks_next for lane in state.lanes) > pool.free:
+            return False
+        if hit is not NO_HIT:
+            assert isinstance(pool, PrefixCache) and table is not None
+            pool.hold(table, hit)
+        pool.take(need)
+        handover.sent_tokens = hit.blocks * state.block_size
+        return True
+
+
+class Disaggregation:
+    """Takes requests from prefill to decode replicas."""
+
+    def __init__(
+        self,
+        cluster: ClusterPlan,
+        member: Sequence[int],
+        clock: Clock,
+        columns: Columns,
+        trace: Trace,
+        prefill: Dispatcher,
+        decode: Dispatcher,
+    ) -> None:
+        """prefill, decode: choose the replicas. Raises ScenarioError when the groups do not fit together."""
+        plan = cluster.disaggregation
+        assert plan is not None
+        check(cluster, plan)
+        assert cluster.topology is not None
+        self.transfers = Transfers(clock, cluster.topology)
+        self.plan = plan
+        self._decode_first = plan.first_token == "decode"  # noqa: S105 - not that kind of token
+        self.prefill_replica = [-1] * len(trace)
+        self._groups = [cluster.groups[g] for g in member]
+        self._columns, self._turnstile = columns, Turnstile(clock)
+        self._prefill, self._decode = prefill, decode
+        self._here: dict[int, Handover] = {}  # by row, from prefill to landing
+        self._decoding = bytearray(len(trace))  # rows that the decode router has placed
+        self._replicas: Sequence[Replica] = ()
+        self._landings: list[Landing] = []
+
+    # -- building ------------------------------------------------------------------------------------------------
+
+    def connect(self, replicas: Sequence[Replica]) -> None:
+        """The replicas, once they are built."""
+        self._replicas = replicas
+        self._landings = [
+            Landing(replica, self._granted, use_hits=self.plan.decode_prefix_hits) for replica in replicas
+        ]
+        for replica in replicas:
+            if replica.group.role == "prefill":
+                replica.engine.state.keeps = True
+                self._prefill.replicas[replica.index] = Entrance(partial(self._to_prefill, replica))
+        self._decode.replicas = [Entrance(partial(self._to_decode, replica)) for replica in replicas]
+
+    def finished_on(self, index: int) -> OnFinish:
+        """What the engine of a replica calls when a request has ended there."""
+        ends = [dispatcher.told_on(index) for dispatcher in (self._prefill, self._decode)]
+
+        def finished(request: Request, time: float) -> None:
+            handover = self._here.get(request.row)
+            if handover is not None and handover.source == index:
+                self._computed(handover, request, time)
+                return
+            state = self._replicas[index].engine.state
+            if request in state.kept:
+                state.let_go(request)
+                self._again(index, time)
+            ends[self._decoding[request.row]](request, time)
+            for dispatcher in (self._prefill, self._decode):
+                dispatcher.flush(time)
+
+        return finished
+
+    def deliver(self, request: Request, now: float) -> None:
+        """A request arrives at the cluster."""
+        if request.prompt_tokens < self.plan.min_prompt_tokens:
+            self._decoding[request.row] = 1
+            self._decode.route(request, now)
+        else:
+            self._prefill.deliver(request, now)
+
+    def records(self, until: float) -> Moved:
+        """What the simulation's records say of all this. until: when it stopped, s."""
+        return {
+            "transfers": self.transfers.records(until),
+            "link_bytes": self.transfers.link_bytes(),
+            "prefill_replica": np.array(self.prefill_replica, dtype=np.int64),
+        }
+
+    # -- prefill -------------------------------------------------------------------------------------------------
+
+    def _to_prefill(self, replica: Replica, request: Request, now: float) -> None:
+        """The router has chosen a prefill replica."""
+        if request.output_tokens > 1:
+            tokens = request.prompt_tokens - self._decode_first
+            self._here[request.row] = Handover(request, replica.index, tokens)
+            request.output_tokens = 1
+        replica.receive(request, now)
+
+    def _computed(self, handover: Handover, request: Request, time: float) -> None:
+        """The prompt has been computed and its last token's output is there; the request goes on elsewhere."""
+        row, columns = request.row, self._columns
+        columns.status[row], columns.finish[row] = Status.IN_FLIGHT, nan
+        if self._decode_first:
+            columns.first_token[row] = nan
+        handover.first_token = time
+        self.prefill_replica[row] = handover.source
+        self._prefill.left(handover.source, request)
+        self._prefill.flush(time)
+        self._turnstile.then(row, partial(self._hand_over, handover), time)
+
+    # -- between -------------------------------------------------------------------------------------------------
+
+    def _hand_over(self, handover: Handover, now: float) -> None:
+        if handover.target < 0:
+            self._decoding[handover.request.row] = 1
+            self._decode.route(handover.request, now)
+        elif handover.transfer is not None:
+            self._send(handover, now)
+
+    def _to_decode(self, replica: Replica, request: Request, now: float) -> None:
+        """The decode router has chosen."""
+        handover = self._here.get(request.row)
+        if handover is None:  # a short prompt, to be computed where it is decoded
+            replica.receive(request, now)
+            return
+        handover.target = replica.index
+        self._landings[replica.index].join(handover, now)
+
+    def _granted(self, handover: Handover, time: float) -> None:
+        self._turnstile.then(handover.request.row, partial(self._open, handover), time)
+
+    def _open(self, handover: Handover, now: float) -> None:
+        row, source, target = handover.request.row, handover.source, handover.target
+        handover.transfer = self.transfers.open("kv", row, source, target, now, partial(self._arrived, handover))
+        if handover.computed:
+            self._send(handover, now)
+
+    def _send(self, handover: Handover, now: float) -> None:
+        """All that has not been sent yet."""
+        kv, transfer = self._groups[handover.source].kv, handover.transfer
+        assert kv is not None and transfer is not None
+        self.transfers.add(transfer, kv.between(handover.sent_tokens, handover.tokens), now)
+        self.transfers.close(transfer, now)
+
+    # -- decode --------------------------------------------------------------------------------------------------
+
+    def _arrived(self, handover: Handover, now: float) -> None:
+        source = self._replicas[handover.source]
+
+        def let_go(time: float) -> bool:
+            source.engine.state.let_go(handover.request)
+            self._again(handover.source, time)
+            return True
+
+        source.at_next_step(let_go, now)
+        moved = elsewhere(handover.request, computed=handover.tokens)
+        moved.output_tokens, moved.table = handover.output_tokens, handover.table
+        self._replicas[handover.target].at_next_step(partial(self._land, handover, moved), now)
+
+    def _land(self, handover: Handover, moved: Request, time: float) -> bool:
+        target = self._replicas[handover.target]
+        if self._decode_first:
+            landed = resume(target, moved)
+        else:
+            landed = land(target.engine, moved, handover.first_token)
+        if landed:
+            self._columns.replica[moved.row] = target.index
+            self._landings[target.index].incoming -= 1
+            del self._here[moved.row]
+            self._again(target.index, time)
+        return landed
+
+    def _again(self, index: int, time: float) -> None:
+        """Blocks of a replica have become free or hold more between two steps: who waits for some may have them now."""
+        landing = self._landings[index]
+        if landing.waiting:
+            landing.reserve(time)
+
+
+def resume(replica: Replica, request: Request) -> bool:
+    """A request whose prompt is computed but for its last token, in blocks taken before, computes that one here next.
+
+    False when all ``max_num_seqs`` are taken: try again.
+    """
+    state = replica.engine.state
+    if len(state.running) >= state.args.max_num_seqs:
+        return False
+    request.order = next(state.admissions)
+    state.running[request] = None
+    state.prefilling[request] = None
+    if request.table is not None and state.caching:
+        assert isinstance(state.pool, PrefixCache)
+        state.pool.cache(request.table, request.computed // state.block_size)
+    state.tokens_recomputed += 1
+    return True
+
+
+def unserved(cluster: ClusterPlan, trace: Trace, prefill: Candidates, decode: Candidates) -> NDArray[np.bool_]:
+    """Rows that no replicas could ever serve, alone or one after the other."""
+    plan = cluster.disaggregation
+    assert plan is not None
+    short = trace.prompt_tokens < plan.min_prompt_tokens
+    nobody: NDArray[np.bool_] = np.where(short, decode.nobody, prefill.nobody)
+    return nobody
+
+
+def check(cluster: ClusterPlan, plan: DisaggregationPlan) -> None:
+    """Raises ScenarioError when requests could not be handed on."""
+    where = "cluster.disaggregation"
+    roles = {group.role for group in cluster.groups}
+    if not {"prefill", "decode"} <= roles and not ("prefill" in roles and "both" in roles):
+        raise ScenarioError(
+            "disaggregation needs a group with role prefill and one that decodes.",
+            where=where,
+            remedy="Give groups under cluster.groups the roles prefill and decode.",
+        )
+    if plan.layerwise and not plan.push:
+        raise ScenarioError(
+            "a transfer layer by layer needs the decode replica before the prompt is computed.",
+            where=f"{where}.layerwise",
+            remedy="Set transfer: push, or layerwise: false.",
+        )
+    if cluster.topology is None:
+        raise ScenarioError("the cluster has no topology to send KV over.", where=where)
+    for group in cluster.groups:
+        if group.kv is None:
+            raise ScenarioError(f"group {group.name} does not say how large its KV is.", where=where)
+        if group.role != "prefill" and not POLICIES.get(group.args.policy).grows:
+            raise ScenarioError(
+                f"group {group.name}: engine policy {group.args.policy!r} reserves memory when it admits a request, "
+                "which KV from elsewhere does not pass.",
+                where=where,
+                remedy="Decode with vllm, sarathi, fastgen, sglang or vllm-v0.",
+            )
