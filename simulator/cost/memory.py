@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from simulator.core.errors import HardwareError, ModelError, UserError
 from simulator.core.units import format_bytes
@@ -13,7 +13,7 @@ from simulator.cost.placement import Deployment, Placed, place, stage_sizes
 from simulator.cost.shapes import kv_bytes_per_token_layer
 from simulator.hardware.gpu import Gpu
 from simulator.model.architecture import LatentAttention, Model
-from simulator.model.weights import Linear, layer_linears, layer_weight_bytes, vocab_rows
+from simulator.model.weights import Linear, layer_weight_bytes, vocab_rows
 
 MIB = 1024**2
 # What vLLM charges to non-torch memory after its first snapshot: attention workspaces, symmetric buffers of the custom
@@ -91,15 +91,22 @@ def memory_plan(
     enable_expert_parallel: bool = False,
     async_scheduling: bool = True,
     enforce_eager: bool = False,
+    data_parallel_size: int = 1,
+    num_redundant_experts: int = 0,
 ) -> MemoryPlan:
-    """Memory of a deployment, as vLLM 0.33 finds it (``gpu_worker.determine_available_memory``).
+    """Memory of a deployment, as vLLM 0.33 finds it (``gpu_worker.determine_available_memory``); of each rank, and the
+    KV cache of each, with ``data_parallel_size``.
 
     None for the batch limits means vLLM's defaults on this GPU, 0 for ``max_model_len`` the model's. Raises
     HardwareError when weights and activations exceed the GPU, or one request of ``max_model_len`` the KV cache, by how
     much, and what would help; ModelError when the model cannot be cut that way.
     """
     request = _Request(
-        model, gpu, Deployment(tp, pp, enable_expert_parallel, dtype, quantization, kv_cache_dtype),
+        model, gpu,
+        Deployment(
+            tp, pp, enable_expert_parallel, dtype, quantization, kv_cache_dtype, data_parallel_size,
+            enable_eplb=num_redundant_experts > 0, num_redundant_experts=num_redundant_experts,
+        ),
         gpu_memory_utilization, max_num_batched_tokens, max_num_seqs, block_size, max_model_len,
         num_gpu_blocks_override, async_scheduling, enforce_eager,
     )  # fmt: skip
@@ -126,7 +133,7 @@ class _Request:
         tokens, seqs = self._limits()
         max_model_len = self.model_len or model.max_model_len
         requested = math.ceil(gpu.memory_bytes * self.utilization)
-        non_torch = NON_TORCH_BYTES + (NON_TORCH_PER_GROUP_BYTES if placed.tp > 1 else 0)
+        non_torch = NON_TORCH_BYTES + NON_TORCH_PER_GROUP_BYTES * ((placed.tp > 1) + (placed.dp > 1))
         layout = kv_layout(model, placed.tp, placed.kv_dtype, self.block_size, placed.dtype_bytes)
         best: tuple[int, int, int, int, int] | None = None
         for stage in _stages(model, placed.pp):
@@ -156,7 +163,7 @@ class _Request:
         self._check_length(layout, blocks, block_bytes, per_request, max_model_len, batches * tokens)
         concurrency = blocks / per_request
         return MemoryPlan(
-            model.name, gpu.name, placed.tp * placed.pp, gpu.memory_bytes, requested, weights, activation, non_torch,
+            model.name, gpu.name, placed.num_gpus, gpu.memory_bytes, requested, weights, activation, non_torch,
             graphs, blocks * block_bytes, blocks, _attention_block_size(layout), block_bytes,
             kv_bytes_per_token(model, placed.tp, placed.kv_dtype), int(concurrency * max_model_len), max_model_len,
             concurrency, layout,
@@ -212,8 +219,9 @@ class _Request:
         )
 
     def _placement(self) -> str:
-        tp, pp = self.deployment.tensor_parallel_size, self.deployment.pipeline_parallel_size
-        return f"{tp * pp} x {self.gpu.name} (tp {tp}, pp {pp})"
+        d = self.deployment
+        tp, pp, dp = d.tensor_parallel_size, d.pipeline_parallel_size, d.data_parallel_size
+        return f"{tp * pp * dp} x {self.gpu.name} (tp {tp}, pp {pp}{f', dp {dp}' if dp > 1 else ''})"
 
     def _remedy(self, max_model_len: int = 0) -> str:
         """What would fit, tried out: shorter requests (0: none would), more ranks, narrower weights."""
@@ -232,10 +240,9 @@ class _Request:
 
     def _fits(self, tp: int | None = None, quantization: str | None = None) -> bool:
         d = self.deployment
-        tried = Deployment(
-            tp or d.tensor_parallel_size, d.pipeline_parallel_size, d.enable_expert_parallel, d.dtype,
-            quantization or d.quantization, d.kv_cache_dtype,
-        )  # fmt: skip
+        tried = replace(
+            d, tensor_parallel_size=tp or d.tensor_parallel_size, quantization=quantization or d.quantization
+        )
         trial = _Trial(
             self.model, self.gpu, tried, self.utilization, self.batched_tokens, self.seqs, self.block_size,
             self.model_len, None, self.async_scheduling, self.eager,
@@ -267,7 +274,10 @@ def _stages(model: Model, pp: int) -> list[range]:
 def _stage_weights(model: Model, p: Placed, stage: range) -> int:
     """Layers of the stage; the embedding on the first, the final norm and lm_head on the last."""
     size = sum(
-        layer_weight_bytes(model, model.layers[i], p.tp, p.dtype, p.quantization, p.expert_parallel) for i in stage
+        layer_weight_bytes(
+            model, model.layers[i], p.tp, p.dtype, p.quantization, p.expert_parallel, p.dp, p.redundant
+        )
+        for i in stage
     )
     rows = vocab_rows(model.vocab_size, p.tp) * model.hidden_size * p.dtype_bytes
     first, last = stage.start == 0, stage.stop == model.num_layers
@@ -290,8 +300,8 @@ def _peak_activation(model: Model, p: Placed, stage: range, tokens: int, seqs: i
     row = model.hidden_size * p.dtype_bytes
     widest = 0.0
     for layer in {model.layers[i] for i in stage}:
-        linears = layer_linears(model, layer, p.tp, p.expert_parallel)
-        widest = max(widest, *(_alive(model, x, tokens * p.dtype_bytes, linears) for x in linears))
+        linears = p.linears(model, layer)
+        widest = max(widest, *(_alive(model, x, tokens * p.dtype_bytes, linears, p.dp) for x in linears))
         if isinstance(layer.attention, LatentAttention):  # latents expanded to keys and values of all heads
             a = layer.attention
             expanded = a.num_heads / p.tp * (2 * (a.qk_nope_head_dim + a.qk_rope_head_dim) + 2 * a.v_head_dim)
@@ -303,13 +313,15 @@ def _peak_activation(model: Model, p: Placed, stage: range, tokens: int, seqs: i
     return round(peak)
 
 
-def _alive(model: Model, linear: Linear, token_bytes: float, linears: tuple[Linear, ...]) -> float:
-    """Bytes beside hidden states and residual while a matrix and what follows it run (``token_bytes``: all tokens)."""
+def _alive(model: Model, linear: Linear, token_bytes: float, linears: tuple[Linear, ...], dp: int) -> float:
+    """Bytes beside hidden states and residual while a matrix and what follows it run (``token_bytes``: all tokens).
+    Experts see the tokens of all ``dp`` ranks.
+    """
     if linear.role == "expert":
         if linear.name != "experts_gate_up":
             return 0.0
         inner = next(x.in_features for x in linears if x.name == "experts_down")
-        return token_bytes * (
+        return (token_bytes * dp) * (
             linear.per_token * (max(linear.out_features, model.hidden_size) + inner) + model.hidden_size
         )
     if linear.name.endswith("gate_up_proj"):

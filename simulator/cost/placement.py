@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from simulator.core.errors import HardwareError, ModelError
 from simulator.hardware.gpu import Gpu
-from simulator.model.architecture import Model
+from simulator.model.architecture import Layer, Model
 from simulator.model.formats import Quantization, weight_format
+from simulator.model.weights import Linear, layer_linears
+
+All2All = Literal["allgather_reducescatter", "deepep_high_throughput", "deepep_low_latency"]
+ALLGATHER: All2All = "allgather_reducescatter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +21,10 @@ class Deployment:
 
     ``dtype`` of unquantised weights and activations, ``quantization`` of weights, ``kv_cache_dtype``: see
     ``simulator.model.formats``; ``auto`` and None mean as the model is published (16-bit KV cache).
+
+    With ``data_parallel_size`` attention and dense layers are repeated, and the experts are spread over all the ranks,
+    which exchange tokens through ``all2all_backend``. ``expert_skew``: Zipf exponent of the experts' popularity.
+    ``enable_eplb``: experts are placed by load, with ``num_redundant_experts`` copies. See ``cost/experts.py``.
     """
 
     tensor_parallel_size: int = 1
@@ -24,6 +33,11 @@ class Deployment:
     dtype: str = "auto"
     quantization: str | None = None
     kv_cache_dtype: str = "auto"
+    data_parallel_size: int = 1
+    all2all_backend: All2All = ALLGATHER
+    expert_skew: float = 0.0
+    enable_eplb: bool = False
+    num_redundant_experts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +50,24 @@ class Placed:
     dtype: str
     quantization: Quantization | None
     kv_dtype: str
+    dp: int = 1
+    all2all: All2All = ALLGATHER
+    skew: float = 0.0
+    eplb: bool = False
+    redundant: int = 0
+
+    @property
+    def num_gpus(self) -> int:
+        return self.tp * self.pp * self.dp
+
+    @property
+    def expert_ranks(self) -> int:
+        """GPUs over which the experts of a layer are spread, whole or in slices."""
+        return self.tp * self.dp
+
+    def linears(self, model: Model, layer: Layer) -> tuple[Linear, ...]:
+        """Matrices of a layer on one rank."""
+        return layer_linears(model, layer, self.tp, self.expert_parallel, self.dp, self.redundant)
 
     @property
     def dtype_bytes(self) -> float:
@@ -72,7 +104,57 @@ def place(model: Model, gpu: Gpu, deployment: Deployment) -> Placed:
             quantization = Quantization(weight_format(name).name, "experts" if experts_alone else "linear")
     kv = deployment.kv_cache_dtype
     kv = dtype if kv == "auto" else kv
-    return Placed(tp, pp, deployment.enable_expert_parallel, weight_format(dtype).name, quantization, kv)
+    check_experts(model, deployment)
+    return Placed(
+        tp, pp, deployment.enable_expert_parallel, weight_format(dtype).name, quantization, kv,
+        deployment.data_parallel_size, deployment.all2all_backend, deployment.expert_skew, deployment.enable_eplb,
+        deployment.num_redundant_experts,
+    )  # fmt: skip
+
+
+def check_experts(model: Model, d: Deployment) -> None:
+    """Raises ModelError when experts cannot be spread as asked, or there are none."""
+    name, dp = model.name, d.data_parallel_size
+    if dp > 1 and not model.is_moe:
+        raise ModelError(
+            f"{name} has no experts to share, so data-parallel ranks would be independent replicas",
+            where="data_parallel_size",
+            remedy=f"Use cluster.replicas: {dp}.",
+        )
+    if dp > 1 and d.pipeline_parallel_size > 1:
+        raise ModelError(
+            "data_parallel_size does not go with pipeline_parallel_size",
+            where="data_parallel_size",
+            remedy="Set pipeline_parallel_size: 1 and a larger data_parallel_size or tensor_parallel_size.",
+        )
+    spread = d.enable_expert_parallel and model.is_moe and dp * d.tensor_parallel_size > 1
+    if d.all2all_backend != ALLGATHER and not (spread and dp > 1):
+        raise ModelError(
+            f"all2all_backend {d.all2all_backend!r} moves tokens between expert-parallel ranks of several "
+            "data-parallel ones",
+            where="all2all_backend",
+            remedy="Set enable_expert_parallel: true and data_parallel_size above 1, or leave it out.",
+        )
+    for where, on in (("expert_skew", d.expert_skew > 0), ("enable_eplb", d.enable_eplb)):
+        if on and not spread:
+            raise ModelError(
+                f"{where} needs whole experts on several ranks",
+                where=where,
+                remedy="Serve a mixture-of-experts model with enable_expert_parallel: true and more than one rank "
+                "(tensor_parallel_size x data_parallel_size), or leave it out.",
+            )
+    if d.num_redundant_experts and not d.enable_eplb:
+        raise ModelError(
+            "redundant experts are placed by the load balancer",
+            where="num_redundant_experts",
+            remedy="Set enable_eplb: true, or num_redundant_experts: 0.",
+        )
+    if d.enable_eplb and d.pipeline_parallel_size > 1:
+        raise ModelError(
+            "enable_eplb does not go with pipeline_parallel_size here",
+            where="enable_eplb",
+            remedy="Set pipeline_parallel_size: 1.",
+        )
 
 
 def stage_sizes(num_layers: int, pp: int) -> tuple[int, ...]:

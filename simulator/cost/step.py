@@ -8,16 +8,17 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Generic, NamedTuple, Self, TypeVar
 
+from simulator.cost.expert_layer import ExpertLayer
+from simulator.cost.experts import balance
 from simulator.cost.flash_attention import Beside, blocks_of
 from simulator.cost.interface import Line
-from simulator.cost.marlin import marlin_experts
 from simulator.cost.operators import ChunkSeconds, Curve, Operators, Price, sum_curves
 from simulator.cost.overhead import EngineOverhead
 from simulator.cost.placement import Deployment, place, stage_sizes
 from simulator.cost.shapes import AttentionShape, attention_shape
 from simulator.model.architecture import Layer, Model
 from simulator.model.formats import weight_format
-from simulator.model.weights import Linear, format_of, layer_linears, vocab_rows
+from simulator.model.weights import format_of, vocab_rows
 
 PIECE_LAUNCHES = 2  # per layer outside a full graph: the piece between two attentions, and attention
 FOREVER = 1 << 40  # steps: the price never bends
@@ -66,8 +67,9 @@ class OperatorCost:
 
     With ``pipeline_parallel_size > 1`` the price is that of ONE micro-batch on the slowest stage, its activations'
     transfer to the next stage included: a pipeline accepts a new micro-batch every such time, and a micro-batch takes
-    ``pipeline_parallel_size`` of them. With expert parallelism, experts are spread over the tensor-parallel ranks and
-    visited evenly; the price is that of an average rank.
+    ``pipeline_parallel_size`` of them. With expert parallelism, experts are spread over the tensor-parallel ranks; the
+    price is that of the busiest (``expert_skew``). With ``data_parallel_size`` it is that of a wave in which every rank
+    has this batch; ``cost/wave.py`` prices waves of ranks that differ.
 
     Everything that depends on one integer is tabulated once; between decisions the price is a straight line.
     """
@@ -111,7 +113,8 @@ class OperatorCost:
         layers, self._first, self._last = stage
         p = self.placed
         self._layers = Counter(layers)
-        self._linears = {x: layer_linears(self.model, x, p.tp, p.expert_parallel) for x in self._layers}
+        self._linears = {x: p.linears(self.model, x) for x in self._layers}
+        self._experts = self._expert_layers(eplb=p.eplb)
         kinds: Counter[AttentionShape] = Counter()
         for layer, count in self._layers.items():
             kinds[attention_shape(layer.attention, p.tp, p.kv_dtype, p.dtype_bytes)] += count
@@ -159,28 +162,48 @@ class OperatorCost:
         p, ops = self.placed, self.operators
         wide, row = p.dtype_bytes, self.model.hidden_size * p.dtype_bytes
         entries = [Entry("norm", 1, ops.elementwise(4.0 * layer.num_norms * tokens * row, layer.num_norms))]
-        experts: list[Linear] = []
         for linear in self._linears[layer]:
-            fmt = format_of(linear, p.dtype, p.quantization)
-            if linear.role == "expert":
-                experts.append(linear)
-            elif not linear.absorbed:
+            if linear.role != "expert" and not linear.absorbed:
+                fmt = format_of(linear, p.dtype, p.quantization)
                 price = ops.gemm(tokens, linear.out_features, linear.in_features, fmt, wide)
                 entries.append(Entry(linear.name, 1, price))
-        if experts:
-            fmt = format_of(experts[0], p.dtype, p.quantization)
-            shapes = [(x.out_features, x.in_features) for x in experts]
-            each = tokens, experts[0].per_token, experts[0].copies, shapes
-            marlin = fmt.name == "mxfp4_marlin"
-            assert layer.moe is not None
-            top_k = float(layer.moe.top_k)
-            price = marlin_experts(ops, *each, wide) if marlin else ops.experts(*each, fmt, wide, top_k)
-            entries.append(Entry("experts", 1, price))
+        if layer.moe:
+            entries += self._expert_entries(layer, tokens)
         entries += self._elementwise_entries(layer, tokens)
         if p.tp > 1:
-            sums = 1 + (1 if layer.mlp or layer.moe else 0)
+            scattered = p.dp > 1 and layer.moe is not None  # what the experts sum is gathered, not summed again
+            sums = 1 + (1 if (layer.mlp or layer.moe) and not scattered else 0)
             entries.append(Entry("all_reduce", sums, ops.all_reduce(tokens * row, p.tp)))
+            if scattered:
+                entries.append(Entry("all_gather", 1, ops.all_gather(tokens * row, p.tp)))
         return entries
+
+    def _expert_entries(self, layer: Layer, tokens: int) -> list[Entry]:
+        """With data parallelism as if every rank had as many tokens."""
+        experts, everybody = self._experts[layer], tokens * self.placed.dp
+        exchange = experts.exchange(experts.rows(tokens, everybody))
+        return [Entry("experts", 1, experts.experts(everybody)), *(Entry(name, 1, price) for name, price in exchange)]
+
+    def _expert_layers(self, *, eplb: bool) -> dict[Layer, ExpertLayer]:
+        """eplb: with experts placed by load, else one slice of them after the other."""
+        p, found = self.placed, {}
+        for layer in self._layers:
+            if layer.moe is None:
+                continue
+            here = tuple(i for i, other in enumerate(self.model.layers) if other == layer)
+            spread = p.expert_parallel and (p.skew > 0 or p.eplb)
+            found[layer] = ExpertLayer(
+                self.operators,
+                self.model,
+                p,
+                layer,
+                balance(
+                    layer.moe.num_experts, layer.moe.top_k, p.skew, p.expert_ranks, p.redundant, here, eplb=eplb
+                ).busiest
+                if spread
+                else 1.0,
+            )
+        return found
 
     def _elementwise_entries(self, layer: Layer, tokens: int) -> list[Entry]:
         """Rotary embedding with the write to the cache, and the MLP's activation."""

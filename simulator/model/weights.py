@@ -118,12 +118,16 @@ def mlp_linears(m: Mlp, hidden: int, tp: int, model: str, role: Role = "mlp") ->
     )
 
 
-def moe_linears(m: Moe, hidden: int, tp: int, model: str, expert_parallel: bool) -> tuple[Linear, ...]:
-    """With ``expert_parallel`` each rank holds ``num_experts / tp`` whole experts, otherwise a slice of every one."""
-    copies = shard(m.num_experts, tp, "num_experts", model) if expert_parallel else m.num_experts
-    inner = m.intermediate_size if expert_parallel else -(-m.intermediate_size // tp)
+def moe_linears(  # noqa: PLR0917 - how experts are spread
+    m: Moe, hidden: int, tp: int, model: str, expert_parallel: bool, dp: int = 1, redundant: int = 0
+) -> tuple[Linear, ...]:
+    """With ``expert_parallel`` each of ``tp x dp`` ranks holds ``(num_experts + redundant) / (tp x dp)`` whole experts,
+    otherwise a slice of every one."""
+    ranks = tp * dp
+    copies = _per_rank(m.num_experts, redundant, tp, dp, model) if expert_parallel else m.num_experts
+    inner = m.intermediate_size if expert_parallel else -(-m.intermediate_size // ranks)
     wide = inner * (2 if m.gated else 1)
-    per_token = m.top_k / tp if expert_parallel else float(m.top_k)
+    per_token = m.top_k / ranks if expert_parallel else float(m.top_k)
     shared = Mlp(m.shared_intermediate_size, m.gated) if m.shared_intermediate_size else None
     return (
         Linear("router", "router", m.num_experts, hidden, m.bias),
@@ -133,13 +137,33 @@ def moe_linears(m: Moe, hidden: int, tp: int, model: str, expert_parallel: bool)
     )
 
 
-def layer_linears(model: Model, layer: Layer, tp: int = 1, expert_parallel: bool = False) -> tuple[Linear, ...]:
-    """Matrices of one layer on one rank, in the order a step runs them. Raises ModelError where tp does not divide."""
+def _per_rank(num_experts: int, redundant: int, tp: int, dp: int, model: str) -> int:
+    """Experts on each of ``tp x dp`` ranks, redundant ones included."""
+    if dp == 1 and not redundant:
+        return shard(num_experts, tp, "num_experts", model)
+    ranks, experts = tp * dp, num_experts + redundant
+    if experts % ranks:
+        missing = -experts % ranks
+        raise ModelError(
+            f"{model}: {num_experts} experts and {redundant} redundant ones do not spread evenly over {ranks} ranks",
+            where="num_redundant_experts",
+            remedy=f"Set enable_eplb and num_redundant_experts: {redundant + missing}, or use other sizes.",
+        )
+    return experts // ranks
+
+
+def layer_linears(  # noqa: PLR0917 - a deployment
+    model: Model, layer: Layer, tp: int = 1, expert_parallel: bool = False, dp: int = 1, redundant: int = 0
+) -> tuple[Linear, ...]:
+    """Matrices of one layer on one rank, in the order a step runs them. Raises ModelError where tp does not divide.
+
+    dp: data-parallel ranks over which the experts are spread too; redundant: copies of experts beside the model's own.
+    """
     hidden, name = model.hidden_size, model.name
     return (
         *attention_linears(layer.attention, hidden, tp, name),
         *(mlp_linears(layer.mlp, hidden, tp, name) if layer.mlp else ()),
-        *(moe_linears(layer.moe, hidden, tp, name, expert_parallel) if layer.moe else ()),
+        *(moe_linears(layer.moe, hidden, tp, name, expert_parallel, dp, redundant) if layer.moe else ()),
     )
 
 
@@ -190,11 +214,12 @@ def linear_bytes(linear: Linear, fmt: WeightFormat, dtype_bytes: float) -> float
 
 
 def layer_weight_bytes(  # noqa: PLR0917 - a deployment in full
-    model: Model, layer: Layer, tp: int, dtype: str, quantization: Quantization | None, expert_parallel: bool = False
-) -> float:
+    model: Model, layer: Layer, tp: int, dtype: str, quantization: Quantization | None, expert_parallel: bool = False,
+    dp: int = 1, redundant: int = 0,
+) -> float:  # fmt: skip
     """Bytes one rank holds of a layer."""
     wide = weight_format(dtype).bits / 8
-    linears = layer_linears(model, layer, tp, expert_parallel)
+    linears = layer_linears(model, layer, tp, expert_parallel, dp, redundant)
     return small_parameters(model, layer) * wide + sum(
         linear_bytes(x, format_of(x, dtype, quantization), wide) for x in linears
     )
