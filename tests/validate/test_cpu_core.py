@@ -9,6 +9,7 @@ import pytest
 from profiler.fit.calibrate import calibrate
 from profiler.fit.command import ceilings_of
 from profiler.fit.shipped import RECIPES, tables_of
+from profiler.tables.columns import Tables
 from profiler.validate import kernels
 from profiler.validate.run import metrics
 from profiler.validate.served import Options
@@ -27,17 +28,16 @@ workload: {preset: {name: azure-conv, num_requests: 3, rate: 0.01}}
 """
 
 
-def test_its_calibration_is_what_the_measurements_give_and_within_thirty_per_cent() -> None:
+def test_its_calibration_is_within_thirty_per_cent_and_what_the_measurements_give() -> None:
+    """Attention and small kernels are fitted again; products have many shapes and would take a minute."""
     recipe = next(r for r in RECIPES if r.gpu == CORE)
     tables = tables_of(recipe, Path("nowhere"))
-    again, kept = calibrate(tables, CORE, ceilings_of(gpu(CORE), tables)), read_calibration(shipped()[CORE])
-    assert again.fits.keys() == kept.fits.keys()
-    for key, error in kept.errors().items():
-        assert again.errors()[key].mean == pytest.approx(
-            error.mean, rel=0.5
-        )  # another way to fit may do a little better
-        if key.startswith(FITTED):
-            assert max(error.mean, again.errors()[key].mean) < 0.3, key
+    few = Tables({op: tables.frames[op] for op in ("decode_attention", "elementwise")}, tables.provenance)
+    again, kept = calibrate(few, CORE, ceilings_of(gpu(CORE), tables)).errors(), read_calibration(shipped()[CORE])
+    assert {"decode_attention 64/fp32", "decode_attention 64/bf16", "elementwise"} <= again.keys()
+    for key, error in again.items():
+        assert kept.errors()[key].mean == pytest.approx(error.mean, rel=0.05)
+    assert all(e.mean < 0.3 for key, e in kept.errors().items() if key.startswith(FITTED))
     (said,) = kept.provenance
     assert said["device"] == "Intel(R) Xeon(R) Processor"
     assert said["cpu"] == "1 of 2 cores, AVX512"
