@@ -47,10 +47,13 @@ def print_summary(result: Result) -> None:
 
 
 def rejections(result: Result) -> list[str]:
-    rejected = result.summary["requests"]["rejected"]
+    """Rejected requests, by reason."""
+    rules: dict[str, int] = result.summary.get("rejections_run", {})
+    found = [f"{count:,} turned away: {reason}." for reason, count in sorted(rules.items(), key=lambda rule: -rule[1])]
+    rejected = result.summary["requests"]["rejected"] - sum(rules.values())
     longest = result.setup.args.max_model_len
     why = f"prompt and output exceed max_model_len ({longest:,} tokens) or the whole KV cache."
-    return [f"{rejected:,} rejected: {why}"] if rejected else []
+    return [*found, f"{rejected:,} rejected: {why}"] if rejected > 0 else found
 
 
 def unsteady(stability: dict[str, Any]) -> str:

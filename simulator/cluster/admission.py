@@ -23,14 +23,13 @@ from simulator.scheduling.request import Request
 from traces.trace import Trace
 
 Ints = NDArray[np.int64]
-RATE, TOKENS, FULL, MISS, QUEUE, TIMEOUT, CLOSED = (
+RATE, TOKENS, FULL, MISS, QUEUE, TIMEOUT = (
     "request rate limit",
     "token rate limit",
     "all replicas full",
     "predicted TTFT over the limit",
     "router queue full",
     "queue timeout",
-    "no replica open",
 )
 
 

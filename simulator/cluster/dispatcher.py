@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from simpy.events import Event
 
-from simulator.cluster.admission import CLOSED, QUEUE, TIMEOUT, Admission, Door, Gate, Waiting
+from simulator.cluster.admission import QUEUE, TIMEOUT, Admission, Door, Gate, Waiting
 from simulator.cluster.candidates import Candidates, Ints
 from simulator.cluster.clock import ARRIVAL, Clock
 from simulator.cluster.ledger import Ledger
@@ -187,7 +187,8 @@ class Dispatcher:
         row = request.row
         served = self._columns.replica[row] >= 0
         self._columns.status[row] = Status.FAILED if served else Status.REJECTED
-        self.rejected[reason] += 1
+        if not served:
+            self.rejected[reason] += 1
         if self._pass_on is not None:
             self._pass_on(request, now)
 
@@ -240,4 +241,3 @@ class Dispatcher:
         if drained:
             for request in self.door.empty():
                 self._columns.status[request.row] = Status.FAILED
-                self.rejected[CLOSED] += 1

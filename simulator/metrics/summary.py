@@ -94,6 +94,8 @@ def summarize(
             "classes": _classes(run, trace, arrived),
         }
     )
+    if records.rejections:  # the cluster has rules for admission, or a router's queue
+        summary["rejections_run"] = dict(records.rejections)
     return summary
 
 

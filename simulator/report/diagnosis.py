@@ -43,7 +43,8 @@ def diagnose(
     and the second is not looked at.
     """
     counts = summary["requests"]
-    if counts["rejected"] and 2 * counts["rejected"] > counts["arrived"]:
+    too_long = counts["rejected"] - sum(summary.get("rejections_run", {}).values())
+    if too_long > 0 and 2 * too_long > counts["arrived"]:
         return _too_long(counts)
     seconds = _seconds_in_window(summary, records)
     busy = float(seconds.sum())

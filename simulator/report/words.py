@@ -72,7 +72,7 @@ def verdict_sentence(summary: Summary) -> str:
     if not counts["arrived"]:
         return "No request arrived, so there is nothing to judge."
     if counts["rejected"] == counts["arrived"]:
-        return "This design serves nothing: every request was rejected because it can never fit."
+        return f"This design serves nothing: every request was rejected {why_rejected(summary)}."
     served = plain(summary["throughput"]["request_per_s"])
     if verdict == "overloaded":
         rate = summary["stability"]["offered_request_per_s"]
@@ -102,8 +102,18 @@ def _keeps_up(summary: Summary) -> str:
         text = f"With {_users(users)} this design serves {served} requests per second"
     if counts["rejected"]:
         share = counts["rejected"] / counts["arrived"]
-        text += f", of which it rejects {percent(share)} because they can never fit,"
+        text += f", of which it rejects {percent(share)} {why_rejected(summary)},"
     return text
+
+
+def why_rejected(summary: Summary) -> str:
+    """``because they can never fit``, or the rules of the cluster that turned requests away, the strictest first."""
+    rules: dict[str, int] = summary.get("rejections_run", {})
+    if not rules:
+        return "because they can never fit"
+    reasons = ", ".join(sorted(rules, key=lambda reason: (-rules[reason], reason)))
+    fits = sum(rules.values()) >= summary["requests"]["rejected"]
+    return f"by its rules ({reasons})" + ("" if fits else " or because they can never fit")
 
 
 def _users(users: int) -> str:

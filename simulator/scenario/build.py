@@ -144,7 +144,12 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
     router = scenario.cluster.router
     with at("cluster.router.policy"):
         ROUTERS.get(router.policy)
-    return ClusterPlan(groups, RouterPlan(router.policy, router.options, router.metrics_interval_s))
+    admission, slo = scenario.cluster.admission, setups[0].slo
+    return ClusterPlan(
+        groups,
+        RouterPlan(router.policy, router.options, router.metrics_interval_s),
+        admission=None if admission is None else admission.plan(None if slo is None else slo.ttft_s),
+    )
 
 
 def work_per_s(setup: Setup) -> float:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from simulator.scenario.admission import AdmissionSpec
 from simulator.scenario.engine import EngineSpec, HardwareSpec, ModelSpec
 from simulator.scenario.spec import Bool, Int, Name, Number, Positive, PositiveNumber, Seconds, Shorthand, Str, spec
 
@@ -57,6 +58,8 @@ class ClusterSpec:
     """Groups of replicas that differ."""
     router: Annotated[RouterSpec, Shorthand("policy")] = field(default_factory=RouterSpec)
     """Which replica a request goes to. Plain text is a router's name."""
+    admission: AdmissionSpec | None = None
+    """Who is let in; null: everybody, at once."""
 
     def __post_init__(self) -> None:
         names = [group.name for group in self.groups]
