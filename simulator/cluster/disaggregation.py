@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from math import inf, nan
 from typing import TypedDict
@@ -18,19 +19,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.cluster.candidates import Candidates
-from simulator.cluster.clock import Clock
+from simulator.cluster.clock import PLAN, Clock
 from simulator.cluster.dispatcher import Dispatcher, Finished
 from simulator.cluster.plan import ClusterPlan, DisaggregationPlan
 from simulator.cluster.replica import Replica
 from simulator.cluster.transfers import Transfer, Transfers, Turnstile
 from simulator.core.errors import ScenarioError
 from simulator.kv.prefix import NO_HIT, BlockTable, PrefixCache
+from simulator.replica.engine import Observer
 from simulator.replica.moves import elsewhere, land
 from simulator.replica.recorder import Columns
 from simulator.replica.records import Ints, Status, TransferRecords
 from simulator.replica.steps import OnFinish
-from simulator.scheduling import POLICIES
+from simulator.scheduling import POLICIES, EngineState
 from simulator.scheduling.request import Request
+from simulator.scheduling.step import Step
 from traces.trace import Trace
 
 
@@ -42,11 +45,21 @@ class Moved(TypedDict, total=False):
     prefill_replica: Ints
 
 
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Prompt tokens ``[first, last)``, computed in a step from ``begin`` to ``end``, s."""
+
+    first: int
+    last: int
+    begin: float
+    end: float
+
+
 class Handover:
     """A request between its prefill and its decode replica."""
 
-    __slots__ = ("first_token", "granted", "output_tokens", "request", "sent_tokens", "source", "table", "target",
-                 "tokens", "transfer")  # fmt: skip
+    __slots__ = ("begun", "chunks", "first_token", "output_tokens", "request", "sent_tokens", "source", "table",
+                 "target", "tokens", "transfer")  # fmt: skip
 
     def __init__(self, request: Request, source: int, tokens: int) -> None:
         self.request = request  # on the prefill side, where it has one output token
@@ -56,7 +69,8 @@ class Handover:
         self.tokens = tokens  # whose KV goes along
         self.table = None if request.table is None else BlockTable(request.table.ids)  # on the decode side
         self.sent_tokens = 0  # of ``tokens``: sent, or there before
-        self.granted = False  # blocks are reserved
+        self.begun = False  # its prompt is being computed
+        self.chunks: list[Chunk] = []  # computed or under way, and not handed to the transfer yet
         self.first_token = inf  # s; inf: the prompt is not computed yet
         self.transfer: Transfer | None = None
 
@@ -96,7 +110,6 @@ class Landing:
         waiting = self.waiting
         while waiting and self._fits(waiting[0]):
             handover = waiting.popleft()
-            handover.granted = True
             self.incoming += 1
             self._granted(handover, time)
         self._asks = bool(waiting)
@@ -168,6 +181,8 @@ class Disaggregation:
             if replica.group.role == "prefill":
                 replica.engine.state.keeps = True
                 self._prefill.replicas[replica.index] = Entrance(partial(self._to_prefill, replica))
+                if self.plan.push:
+                    replica.engine.observer = Chunks(replica, self._chunk, replica.engine.observer)
         self._decode.replicas = [Entrance(partial(self._to_decode, replica)) for replica in replicas]
 
     def finished_on(self, index: int) -> OnFinish:
@@ -212,8 +227,27 @@ class Disaggregation:
         if request.output_tokens > 1:
             tokens = request.prompt_tokens - self._decode_first
             self._here[request.row] = Handover(request, replica.index, tokens)
+            if self.plan.push:
+                self._decoding[request.row] = 1
+                self._decode.route(request, now)
             request.output_tokens = 1
         replica.receive(request, now)
+
+    def _chunk(self, request: Request, chunk: Chunk, now: float) -> None:
+        """Part of a prompt is computed from now on."""
+        handover = self._here.get(request.row)
+        if handover is not None:
+            self._turnstile.then(request.row, partial(self._follow, handover, chunk), now)
+
+    def _follow(self, handover: Handover, chunk: Chunk, now: float) -> None:
+        if not handover.begun:
+            handover.begun = True
+            if handover.target >= 0:
+                self._landings[handover.target].join(handover, now)
+        if self.plan.layerwise:
+            handover.chunks.append(chunk)
+            if handover.transfer is not None:
+                self._stream(handover, now)
 
     def _computed(self, handover: Handover, request: Request, time: float) -> None:
         """The prompt has been computed and its last token's output is there; the request goes on elsewhere."""
@@ -230,7 +264,7 @@ class Disaggregation:
     # -- between -------------------------------------------------------------------------------------------------
 
     def _hand_over(self, handover: Handover, now: float) -> None:
-        if handover.target < 0:
+        if not self.plan.push:
             self._decoding[handover.request.row] = 1
             self._decode.route(handover.request, now)
         elif handover.transfer is not None:
@@ -243,7 +277,8 @@ class Disaggregation:
             replica.receive(request, now)
             return
         handover.target = replica.index
-        self._landings[replica.index].join(handover, now)
+        if handover.begun or not self.plan.push:
+            self._landings[replica.index].join(handover, now)
 
     def _granted(self, handover: Handover, time: float) -> None:
         self._turnstile.then(handover.request.row, partial(self._open, handover), time)
@@ -251,14 +286,31 @@ class Disaggregation:
     def _open(self, handover: Handover, now: float) -> None:
         row, source, target = handover.request.row, handover.source, handover.target
         handover.transfer = self.transfers.open("kv", row, source, target, now, partial(self._arrived, handover))
+        self._stream(handover, now)
         if handover.computed:
             self._send(handover, now)
+
+    def _stream(self, handover: Handover, now: float) -> None:
+        """Layer by layer: KV of a chunk comes to be at an even pace in its step, that of the last layer as it ends."""
+        transfer, kv = handover.transfer, self._groups[handover.source].kv
+        assert kv is not None and transfer is not None
+        for chunk in handover.chunks:
+            first, last = max(chunk.first, handover.sent_tokens), min(chunk.last, handover.tokens)
+            if first > handover.sent_tokens:  # a prefix that was in the cache
+                self.transfers.add(transfer, kv.between(handover.sent_tokens, first), now, begin=chunk.begin)
+            if last > first:
+                size = kv.between(first, last)
+                self.transfers.add(transfer, size - size / kv.layers, now, begin=chunk.begin, made=chunk.end)
+                self.transfers.add(transfer, size / kv.layers, now, begin=chunk.end)
+                handover.sent_tokens = last
+        handover.chunks.clear()
 
     def _send(self, handover: Handover, now: float) -> None:
         """All that has not been sent yet."""
         kv, transfer = self._groups[handover.source].kv, handover.transfer
         assert kv is not None and transfer is not None
-        self.transfers.add(transfer, kv.between(handover.sent_tokens, handover.tokens), now)
+        if handover.tokens > handover.sent_tokens:
+            self.transfers.add(transfer, kv.between(handover.sent_tokens, handover.tokens), now)
         self.transfers.close(transfer, now)
 
     # -- decode --------------------------------------------------------------------------------------------------
@@ -294,6 +346,41 @@ class Disaggregation:
         landing = self._landings[index]
         if landing.waiting:
             landing.reserve(time)
+
+
+class Chunks:
+    """Watches an engine's steps: tells of each chunk when its step's time is known."""
+
+    def __init__(
+        self, replica: Replica, tell: Callable[[Request, Chunk, float], None], another: Observer | None
+    ) -> None:
+        """another: who watches too."""
+        self._replica = replica
+        self._tell = tell
+        self._another = another
+        self._planned: list[tuple[Request, int, int]] = []  # (request, first token, end) of the step planned last
+        self._begin = 0.0
+
+    def settled(self, now: float, state: EngineState) -> None:
+        self._flush(now)
+        if self._another is not None:
+            self._another.settled(now, state)
+
+    def planned(self, now: float, begin: float, step: Step, state: EngineState) -> None:
+        self._flush(now)
+        if self._another is not None:
+            self._another.planned(now, begin, step, state)
+        if step.chunks:
+            self._begin = begin
+            pairs = zip(step.requests, step.chunks, strict=True)
+            self._planned = [(request, computed, computed + new) for request, (new, computed) in pairs]
+            self._replica.clock.at(now, PLAN, lambda _: self._flush(now))
+
+    def _flush(self, now: float) -> None:
+        """The step planned last has been priced by now."""
+        planned, self._planned = self._planned, []
+        for request, first, last in planned:
+            self._tell(request, Chunk(first, last, self._begin, self._replica.engine.busy_until), now)
 
 
 def resume(replica: Replica, request: Request) -> bool:

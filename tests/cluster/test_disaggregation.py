@@ -75,6 +75,7 @@ def checked(built: Simulation, requests: Trace) -> SimulationRecords:
     first_token=st.sampled_from(["prefill", "decode"]),
     hits=st.booleans(),
     short=st.sampled_from([0, 100]),
+    push=st.sampled_from(["pull", "push", "layers"]),
 )
 def test_every_token_is_made_once_and_every_byte_arrives(
     seed: int,
@@ -87,6 +88,7 @@ def test_every_token_is_made_once_and_every_byte_arrives(
     first_token: str,
     hits: bool,
     short: int,
+    push: str,
 ) -> None:
     requests = trace(60, 80.0, seed=seed)
     args = replace(ARGS, pipeline_parallel_size=stages, async_scheduling=bool(seed % 2))
@@ -98,6 +100,8 @@ def test_every_token_is_made_once_and_every_byte_arrives(
         first_token=first_token,
         decode_prefix_hits=hits,
         min_prompt_tokens=short,
+        push=push != "pull",
+        layerwise=push == "layers",
     )
     plan = replace(plan, router=replace(plan.router, metrics_interval_s=interval))
     runs = [
