@@ -16,14 +16,13 @@ class GroupLife:
 
     max_replicas: alive at once, starting and draining ones included: the GPUs there are for it.
     initial: ready when the simulation starts.
-    kv_bytes_per_token, network_bytes_per_s: of a replica, for the KV of requests that move away from it.
+    network_bytes_per_s: of a replica, for the KV of requests that move away from it.
     """
 
     min_replicas: int
     max_replicas: int
     initial: int
     cold_start_s: float = 0.0
-    kv_bytes_per_token: float = 0.0
     network_bytes_per_s: float = 0.0
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from simulator.core.errors import UserError
 from simulator.metrics.analysis import Analysis, analyse
+from simulator.metrics.energy import EnergyPlan, summarize_energy, summarize_scaling
 from simulator.metrics.fleet import summarize_fleet
 from simulator.metrics.little import littles_law
 from simulator.metrics.load import waiting_over_time
@@ -52,6 +53,7 @@ def summarize(
     window: tuple[float, float] | None = None,
     *,
     usd_per_hour: float | None = None,
+    energy: EnergyPlan | None = None,
     analysis: Analysis | None = None,
 ) -> Summary:
     """All metrics of a run, JSON-able, units in the key names, None where nothing was measured.
@@ -67,7 +69,7 @@ def summarize(
         UserError: the window is empty or reversed, or the price is negative.
     """
     found = analysis if analysis is not None else analyse(records, slo)
-    span = _window(records, window)
+    span = summary_window(records, window)
     arrived = (records.requests.arrival >= span[0]) & (records.requests.arrival <= span[1])
     run = _Run(records, found, slo, span)
     law = littles_law(records)
@@ -91,6 +93,8 @@ def summarize(
                 "relative_gap": law.relative_gap,
             },
             "cost": _cost(throughput, usd_per_hour, span),
+            "scaling": summarize_scaling(records, span),
+            **(summarize_energy(records, energy, span) if energy is not None else {"energy": None, "carbon": None}),
             "classes": _classes(run, trace, arrived),
         }
     )
@@ -130,7 +134,8 @@ def _drift(arrival: Floats, ttft: Floats) -> tuple[float, float]:
     return float(ordered[:tenth].mean()), float(ordered[-tenth:].mean())
 
 
-def _window(records: SimulationRecords, window: tuple[float, float] | None) -> tuple[float, float]:
+def summary_window(records: SimulationRecords, window: tuple[float, float] | None) -> tuple[float, float]:
+    """What a summary is about: ``window``, or first arrival to the end of the run. Raises UserError: it is empty."""
     if window is None:
         arrival = records.requests.arrival
         start = float(arrival.min()) if len(arrival) else 0.0

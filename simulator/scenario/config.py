@@ -9,6 +9,7 @@ from pydantic import Field
 
 from simulator.scenario.cluster import ClusterSpec
 from simulator.scenario.engine import EngineSpec, HardwareSpec, ModelSpec
+from simulator.scenario.lifecycle import EnergySpec
 from simulator.scenario.spec import (
     Bool,
     Name,
@@ -92,6 +93,8 @@ class Scenario:
     """What arrives."""
     slo: Annotated[SloSpec, Shorthand("preset")] | None = None
     """Service level objectives. Plain text is a preset's name."""
+    energy: EnergySpec = field(default_factory=EnergySpec)
+    """What is counted of the GPUs' energy."""
     run: RunSpec = field(default_factory=RunSpec)
     """Length of the run, and what is counted."""
     output: OutputSpec = field(default_factory=OutputSpec)

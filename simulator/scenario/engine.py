@@ -16,6 +16,7 @@ from simulator.scenario.spec import (
     NonNegativeNumber,
     Number,
     Positive,
+    PositiveNumber,
     Str,
     spec,
 )
@@ -51,6 +52,10 @@ class HardwareSpec:
     """Where kernel times come from: auto (the GPU's shipped calibration, else the data sheet), roofline, or a file."""
     price_per_gpu_hour: NonNegativeNumber | None = None
     """USD for one GPU for an hour; null: the catalogue's dated price, where it has one."""
+    power_cap_w: PositiveNumber | None = None
+    """Power limit per GPU, W; null: its TDP. Steps that would draw more run at a lower clock."""
+    clock: Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)] = 1.0
+    """Core clock as a share of its maximum: prompts slow down with it, decodes hardly."""
 
 
 @spec

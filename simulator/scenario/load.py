@@ -70,13 +70,23 @@ def with_paths(scenario: Scenario, move: Callable[[str, str], str]) -> Scenario:
     if scenario.model.config is not None:
         config = move("model.config", scenario.model.config)
         scenario = replace(scenario, model=replace(scenario.model, config=config))
+    if scenario.energy.carbon is not None and scenario.energy.carbon.path is not None:
+        moved = move("energy.carbon.path", scenario.energy.carbon.path)
+        carbon = replace(scenario.energy.carbon, path=moved)
+        scenario = replace(scenario, energy=replace(scenario.energy, carbon=carbon))
+    faults = tuple(
+        replace(fault, options={**fault.options, "path": move(f"cluster.faults.{i}.options.path", path)})
+        if isinstance(path := fault.options.get("path"), str)
+        else fault
+        for i, fault in enumerate(scenario.cluster.faults)
+    )
     groups = tuple(
         replace(group, model=replace(group.model, config=move(f"cluster.groups.{i}.model.config", group.model.config)))
         if group.model is not None and group.model.config is not None
         else group
         for i, group in enumerate(scenario.cluster.groups)
     )
-    return replace(scenario, cluster=replace(scenario.cluster, groups=groups))
+    return replace(scenario, cluster=replace(scenario.cluster, groups=groups, faults=faults))
 
 
 @contextmanager

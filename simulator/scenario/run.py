@@ -12,9 +12,11 @@ from simulator import __version__
 from simulator.cluster.simulation import Simulation
 from simulator.cost.calibration import describe
 from simulator.metrics import analyse, summarize
+from simulator.metrics.summary import summary_window
 from simulator.replica.records import SimulationRecords
 from simulator.scenario.build import Setup, build_cluster, build_groups, make_trace
 from simulator.scenario.config import Scenario
+from simulator.scenario.energy import energy_plan, paid_per_hour
 from simulator.scenario.engine import EngineSpec
 from simulator.scenario.load import at, digest
 from simulator.scenario.result import Result
@@ -55,14 +57,17 @@ def run(
             progress=progress,
         ).run()
     simulated = time.perf_counter(), time.process_time()
+    energy = energy_plan(scenario, groups)
     analysis = analyse(records, setup.slo)
     with at("run"):
+        window = summary_window(records, measured_window(scenario, records))
         summary = summarize(
             records,
             trace,
             setup.slo,
-            measured_window(scenario, records),
-            usd_per_hour=usd_per_hour(groups),
+            window,
+            usd_per_hour=usd_per_hour(groups) if cluster.life is None else paid_per_hour(groups, records, window),
+            energy=energy,
             analysis=analysis,
         )
     scenario = resolved(scenario, groups)

@@ -1,0 +1,166 @@
+"""Energy and carbon of a run: watts of every step and of every idle second, of every replica while it is held.
+
+Invariant 8: what is counted by replica, by hour and in all is the same energy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from simulator.cost.power import PowerModel
+from simulator.metrics.fleet import lifetimes
+from simulator.metrics.series import step_mean
+from simulator.metrics.stats import Floats
+from simulator.metrics.token_times import span_seconds
+from simulator.replica.records import SimulationRecords
+
+HOUR_S = 3600.0
+J_PER_KWH = 3.6e6
+
+
+@dataclass(frozen=True)
+class EnergyPlan:
+    """What is known of the hardware: per group name, (power model of its GPU, GPUs per replica).
+
+    pue: energy of the data center over that of its GPUs. gco2_per_kwh: by the hour from time 0, repeated; None: carbon
+    is not counted.
+    """
+
+    groups: Mapping[str, tuple[PowerModel, int]]
+    pue: float = 1.0
+    gco2_per_kwh: Sequence[float] | None = None
+
+
+def summarize_energy(records: SimulationRecords, plan: EnergyPlan, window: tuple[float, float]) -> dict[str, Any]:
+    """``energy`` and ``carbon`` of a summary. Energy is that of the GPUs times the PUE, within the window."""
+    low, high = window
+    models = [plan.groups[replica.group] for replica in records.replicas]
+    gpus = np.array([count for _, count in models], dtype=np.float64)
+    idle_w = np.array([model.idle_w for model, _ in models]) * gpus  # of a replica
+    tdp_w = np.array([model.tdp_w for model, _ in models]) * gpus
+    above = step_watts(records, models) - idle_w[records.steps.replica]
+    seconds = _within(records, low, high)
+    busy_j = np.bincount(records.steps.replica, weights=above * seconds, minlength=len(models)) * plan.pue
+    held_j = idle_w * lifetimes(records, low, high) * plan.pue
+    total_j = float(busy_j.sum() + held_j.sum())
+    made = int((records.steps.num_decodes * records.steps.num_steps).sum())
+    finished = int(np.sum(np.isfinite(records.requests.finish)))
+    output = made + int(np.sum(np.isfinite(records.requests.first_token)))
+    names = [replica.group for replica in records.replicas]
+    hours, by_hour = hourly(records, above, idle_w, window)
+    peak = float(max(by_hour / np.diff(hours), default=0.0)) * plan.pue if len(by_hour) else 0.0
+    energy = {
+        "kwh": total_j / J_PER_KWH,
+        "idle_kwh": float(held_j.sum()) / J_PER_KWH,
+        "mean_w": total_j / (high - low) if high > low else None,
+        "peak_hour_w": peak,
+        "tdp_w": float(tdp_w.sum()),
+        "joules_per_request": total_j / finished if finished else None,
+        "joules_per_output_token": total_j / output if output else None,
+        "pue": plan.pue,
+        "kwh_by_group": {
+            name: float(sum((busy_j + held_j)[i] for i, own in enumerate(names) if own == name)) / J_PER_KWH
+            for name in dict.fromkeys(names)
+        },
+        "kwh_by_replica": ((busy_j + held_j) / J_PER_KWH).tolist(),
+    }
+    return {"energy": energy, "carbon": _carbon(plan, hours, by_hour * plan.pue, finished)}
+
+
+def step_watts(records: SimulationRecords, models: Sequence[tuple[PowerModel, int]]) -> Floats:
+    """Power of a replica while each row's steps run, (rows,). Every pipeline stage is busy as long as the last one."""
+    steps = records.steps
+    tokens = steps.num_decodes + steps.prefill_tokens
+    watts = np.zeros(len(tokens))
+    kinds = {id(model): (model, count) for model, count in models}
+    kind = np.array([id(model) for model, _ in models])[steps.replica] if len(tokens) else np.zeros(0, dtype=np.int64)
+    for key, (model, count) in kinds.items():
+        mine = kind == key
+        watts[mine] = np.asarray(model.watts(tokens[mine])) * count
+    return watts
+
+
+def hourly(
+    records: SimulationRecords, above: Floats, idle_w: Floats, window: tuple[float, float]
+) -> tuple[Floats, Floats]:
+    """(edges in s, J in each hour between them) of the GPUs, within the window. above: watts over idle, (rows,)."""
+    low, high = window
+    inner = np.arange(np.floor(low / HOUR_S) + 1, np.ceil(high / HOUR_S)) * HOUR_S
+    edges = np.concatenate([[low], inner, [high]]) if high > low else np.array([low])
+    if len(edges) < 2:
+        return edges, np.zeros(0)
+    busy = step_mean(records, above, edges) * np.diff(edges)
+    held = [float((idle_w * lifetimes(records, a, b)).sum()) for a, b in pairwise(edges)]
+    return edges, np.asarray(busy + np.array(held))
+
+
+def _within(records: SimulationRecords, low: float, high: float) -> Floats:
+    """Seconds of every row inside the window. Its power is even over the row."""
+    start = records.steps.start
+    return np.asarray(
+        np.clip(np.minimum(start + span_seconds(records.steps), high) - np.maximum(start, low), 0.0, None)
+    )
+
+
+def _carbon(plan: EnergyPlan, edges: Floats, joules: Floats, finished: int) -> dict[str, Any] | None:
+    series = plan.gco2_per_kwh
+    if series is None:
+        return None
+    hour = np.floor(edges[:-1] / HOUR_S).astype(np.int64) % len(series)
+    intensity = np.asarray(series, dtype=np.float64)[hour]
+    kwh = joules / J_PER_KWH
+    grams = float((kwh * intensity).sum())
+    return {
+        "gco2": grams,
+        "gco2_per_request": grams / finished if finished else None,
+        "mean_gco2_per_kwh": grams / float(kwh.sum()) if kwh.sum() > 0 else None,
+    }
+
+
+def summarize_scaling(records: SimulationRecords, window: tuple[float, float]) -> dict[str, Any] | None:
+    """What replicas that came and went saved and cost; None where none did."""
+    if not records.events and all(np.isinf(replica.stopped) for replica in records.replicas):
+        return None
+    low, high = window
+    held = lifetimes(records, low, high)
+    started = np.array([replica.started for replica in records.replicas])
+    ready = np.array([replica.ready for replica in records.replicas])
+    stopped = np.array([replica.stopped for replica in records.replicas])
+    ends = np.minimum(np.where(np.isfinite(ready), ready, stopped), high)
+    waiting_s = np.clip(ends - np.maximum(started, low), 0.0, None)
+    kinds = [event.kind for event in records.events]
+    hours, peak = float(held.sum()) / 3600.0, most_at_once(started, stopped)
+    static = peak * (high - low) / 3600.0
+    return {
+        "replica_hours": hours,
+        "mean_replicas": float(held.sum()) / (high - low) if high > low else None,
+        "peak_replicas": peak,
+        "static_peak_replica_hours": static,
+        "saved_replica_hours_share": 1.0 - hours / static if static > 0 else None,
+        "cold_starts": int(np.sum(started > 0)),
+        "cold_start_replica_hours": float(waiting_s.sum()) / 3600.0,
+        "mean_cold_start_s": _mean((ready - started)[np.isfinite(ready) & (started > 0)]),
+        "scale_outs": kinds.count("scale-out"),
+        "scale_ins": kinds.count("scale-in"),
+        "failures": kinds.count("failure"),
+        "reclaims": kinds.count("reclaim"),
+        "requests_lost_once_or_more": len(records.attempts),
+        "requests_lost_in_all": sum(records.attempts.values()),
+    }
+
+
+def most_at_once(started: Floats, stopped: Floats) -> int:
+    """Most replicas held at one time."""
+    times = np.concatenate([started, stopped])
+    change = np.concatenate([np.ones(len(started)), -np.ones(len(stopped))])
+    order = np.lexsort((change, times))  # a place that is freed and taken at one instant is one replica
+    return int(np.cumsum(change[order]).max(initial=0))
+
+
+def _mean(values: Floats) -> float | None:
+    return float(values.mean()) if len(values) else None

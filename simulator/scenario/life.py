@@ -1,0 +1,121 @@
+"""Replicas that come and go, built from a scenario: limits, cold starts, an autoscaler, faults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+
+from simulator.cluster.elastic import FaultPlan, GroupLife, LifePlan, ScalingPlan
+from simulator.core.errors import ScenarioError
+from simulator.core.random import streams
+from simulator.cost.memory import MemoryPlan
+from simulator.faults import FAULTS
+from simulator.faults import Surroundings as FaultSurroundings
+from simulator.hardware.gpu import Gpu
+from simulator.scaling import SCALERS, GroupFacts, Surroundings
+from simulator.scenario.cluster import ClusterSpec, GroupSpec
+from simulator.scenario.lifecycle import ColdStartSpec
+from simulator.scenario.load import at
+from simulator.scheduling import EngineArgs
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """Seconds of each part of a replica's start."""
+
+    provision_s: float
+    container_s: float
+    weights_s: float
+    engine_s: float
+    total_s: float
+
+    def parts(self) -> Mapping[str, float]:
+        return {
+            "provision": self.provision_s,
+            "container": self.container_s,
+            "weights": self.weights_s,
+            "engine": self.engine_s,
+        }
+
+
+def cold_start(spec: ColdStartSpec, memory: MemoryPlan, card: Gpu) -> ColdStart:
+    """Of a replica on one node.
+
+    The plain loader fetches the weights to the node, then loads them; ServerlessLLM's (arXiv:2401.14351) streams them
+    through remote store, SSD and host memory into the GPUs, each tier as fast as it is: the slowest one decides.
+    """
+    weights = memory.weight_bytes * memory.num_gpus
+    tiers = {"remote": spec.remote_bytes_per_s, "ssd": spec.ssd_bytes_per_s, "dram": inf}
+    below = list(tiers)[list(tiers).index(spec.weights_from) :]
+    to_gpu = card.host_bandwidth * memory.num_gpus
+    if spec.loader == "optimized":
+        seconds = weights / min(to_gpu, *(tiers[name] for name in below))
+    else:
+        fetched = weights / spec.remote_bytes_per_s if spec.weights_from == "remote" else 0.0
+        through = [spec.loader_bytes_per_s, to_gpu] + ([] if spec.weights_from == "dram" else [spec.ssd_bytes_per_s])
+        seconds = fetched + weights / min(through)
+    parts = (spec.provision_s, spec.container_s, seconds, spec.engine_s)
+    return ColdStart(*parts, total_s=sum(parts) if spec.total_s is None else spec.total_s)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a group's replicas are made of, as far as starting one goes."""
+
+    name: str
+    replicas: int
+    args: EngineArgs
+    memory: MemoryPlan
+    gpu: Gpu
+
+
+def build_life(spec: ClusterSpec, kinds: Sequence[Kind], seed: int) -> LifePlan | None:
+    """None: the replicas of the start stay. Raises UserErrors whose ``where`` names the field."""
+    if spec.scaling is None and not spec.faults:
+        return None
+    own = spec.groups or (GroupSpec(name=kinds[0].name, replicas=kinds[0].replicas),)
+    start = spec.cold_start or ColdStartSpec()
+    lives = tuple(_group_life(spec, group, kind, start) for group, kind in zip(own, kinds, strict=True))
+    scaling = None
+    if spec.scaling is not None:
+        chosen = spec.scaling
+        timeout = inf if chosen.drain_timeout_s is None else chosen.drain_timeout_s
+        scaling = ScalingPlan(chosen.policy, chosen.options, chosen.interval_s, chosen.drain, timeout)
+        facts = tuple(
+            GroupFacts(kind.name, n.min_replicas, n.max_replicas, n.initial, n.cold_start_s, kind.args.max_num_seqs)
+            for kind, n in zip(kinds, lives, strict=True)
+        )
+        with at("cluster.scaling.policy"):
+            policy = SCALERS.get(chosen.policy)
+        with at("cluster.scaling.options"):
+            policy(Surroundings(facts, chosen.interval_s), chosen.options)  # it refuses options that it does not know
+    around = FaultSurroundings(tuple(kind.name for kind in kinds), streams(seed).stream)
+    faults = []
+    for index, fault in enumerate(spec.faults):
+        with at(f"cluster.faults.{index}.policy"):
+            source = FAULTS.get(fault.policy)
+        with at(f"cluster.faults.{index}.options"):
+            source(around, fault.options)
+        faults.append(FaultPlan(fault.policy, fault.options, fault.detection_s, fault.recovery, fault.max_attempts))
+    return LifePlan(lives, scaling, tuple(faults))
+
+
+def _group_life(spec: ClusterSpec, group: GroupSpec, kind: Kind, start: ColdStartSpec) -> GroupLife:
+    least = most = kind.replicas
+    if spec.scaling is not None:
+        least = spec.scaling.min_replicas if group.min_replicas is None else group.min_replicas
+        most = spec.scaling.max_replicas if group.max_replicas is None else group.max_replicas
+        if not least <= kind.replicas <= most:
+            raise ScenarioError(
+                f"{kind.replicas} replicas at the start are not between {least} and {most}.",
+                where="cluster.scaling",
+                remedy="Change replicas, min_replicas or max_replicas.",
+            )
+    return GroupLife(
+        least,
+        most,
+        kind.replicas,
+        cold_start(start, kind.memory, kind.gpu).total_s,
+        kind.gpu.network.bandwidth * kind.memory.num_gpus,
+    )
