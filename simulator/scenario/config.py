@@ -94,7 +94,7 @@ class Scenario:
     slo: Annotated[SloSpec, Shorthand("preset")] | None = None
     """Service level objectives. Plain text is a preset's name."""
     energy: EnergySpec = field(default_factory=EnergySpec)
-    """What is counted of the GPUs' energy."""
+    """Energy and carbon of the GPUs."""
     run: RunSpec = field(default_factory=RunSpec)
     """Length of the run, and what is counted."""
     output: OutputSpec = field(default_factory=OutputSpec)

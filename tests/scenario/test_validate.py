@@ -75,7 +75,7 @@ def test_a_scenario_is_frozen() -> None:
         ("engine.max_num_seq=3", "engine.max_num_seq: unknown field 'max_num_seq'", "Did you mean 'max_num_seqs'?"),
         ("engine.max-num-seqs=3", "unknown field 'max-num-seqs'", "Did you mean 'max_num_seqs'?"),
         ("max_num_seqs=3", "unknown field 'max_num_seqs'", "Did you mean 'engine.max_num_seqs'?"),
-        ("zzz=3", "unknown field 'zzz'", "Fields here: cluster, description, engine,"),
+        ("zzz=3", "unknown field 'zzz'", "Fields here: cluster, description, energy, engine,"),
         ("engine.max_num_seqs='8'", "'8' is not a whole number", "Write it without quotes."),
         ("engine.max_num_seqs=8.5", "8.5 is not a whole number", None),
         ("engine.max_num_seqs=true", "true is not a whole number", None),
