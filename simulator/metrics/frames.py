@@ -11,7 +11,7 @@ from simulator.core.errors import UserError
 from simulator.metrics.analysis import Analysis, analyse
 from simulator.metrics.series import kv_usage
 from simulator.metrics.slo import Slo
-from simulator.metrics.stats import Ints
+from simulator.metrics.stats import Ints, grouped
 from simulator.metrics.token_times import span_seconds
 from simulator.replica.records import SimulationRecords, Status
 from traces.trace import Trace
@@ -134,8 +134,7 @@ def steps_frame(records: SimulationRecords, *, expand: bool = False, every: int 
 def _chosen_steps(replica: Ints, counts: Ints, every: int) -> tuple[Ints, Ints]:
     """Span and index within it of every ``every``-th step of each replica."""
     picked: list[tuple[Ints, Ints]] = []
-    for r in np.unique(replica):
-        rows = np.flatnonzero(replica == r)
+    for rows in grouped(replica, int(replica.max(initial=-1)) + 1):
         after = np.cumsum(counts[rows])
         total = int(after[-1]) if len(after) else 0
         steps = np.arange(0, total, every)

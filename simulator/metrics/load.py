@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.metrics.series import admitted_mask, count_at, waiting_interval
-from simulator.metrics.stats import Floats, Stats, describe_over_time
+from simulator.metrics.stats import Floats, Stats, describe_over_time, grouped
 from simulator.metrics.token_times import num_replicas, span_seconds
 from simulator.replica.records import SimulationRecords
 
@@ -56,8 +56,9 @@ def _waiting_again(records: SimulationRecords) -> tuple[Floats, Floats, Floats]:
         return np.zeros(0), np.zeros(0), np.zeros(0)
     kept = admitted_mask(records)
     leaves = np.where(np.isnan(requests.scheduled), np.inf, requests.scheduled)
-    for r in range(num_replicas(records)):
-        rows, mine = steps.replica == r, kept & (requests.replica == r)
+    number = num_replicas(records)
+    hosts = np.where(kept, requests.replica, -1)
+    for rows, mine in zip(grouped(steps.replica, number), grouped(hosts, number), strict=True):
         first[rows] = count_at(requests.arrival[mine], leaves[mine], steps.start[rows])
     again = np.maximum(steps.num_waiting - first, 0.0)
     some = again > 0

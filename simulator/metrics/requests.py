@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.metrics.stats import Floats
+from simulator.metrics.stats import Floats, grouped
 from simulator.metrics.token_times import TokenRanges, num_replicas, span_seconds
 from simulator.replica.records import RequestRecords, SimulationRecords
 
@@ -78,9 +78,9 @@ def prefill_time_between(records: SimulationRecords, replica: np.ndarray, start:
     steps = records.steps
     seconds = span_seconds(steps)
     out = np.zeros(len(start))
-    for r in range(num_replicas(records)):
-        rows = np.flatnonzero((steps.replica == r) & (steps.prefill_tokens > 0))
-        asked = np.flatnonzero(replica == r)
+    number = num_replicas(records)
+    for mine, asked in zip(grouped(steps.replica, number), grouped(replica, number), strict=True):
+        rows = mine[steps.prefill_tokens[mine] > 0]
         if not len(rows) or not len(asked):
             continue
         rows = rows[np.argsort(steps.start[rows], kind="stable")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.metrics.stats import Floats
+from simulator.metrics.stats import Floats, grouped
 from simulator.metrics.token_times import Bools, num_replicas, span_seconds
 from simulator.replica.records import SimulationRecords, Status
 
@@ -65,8 +65,8 @@ def step_mean(records: SimulationRecords, values: Floats, edges: Floats, *, busy
     seconds = span_seconds(steps)
     area = np.zeros(len(edges))
     busy = np.zeros(len(edges))
-    for r in range(num_replicas(records)):
-        rows = np.flatnonzero((steps.replica == r) & (seconds > 0))
+    for mine in grouped(steps.replica, num_replicas(records)):
+        rows = mine[seconds[mine] > 0]
         if not len(rows):
             continue
         rows = rows[np.argsort(steps.start[rows], kind="stable")]
@@ -98,9 +98,9 @@ def left_waiting(records: SimulationRecords) -> Bools:
     out = np.asarray(steps.num_waiting > 0)
     kept = admitted_mask(records)
     leaves = np.where(np.isnan(requests.scheduled), np.inf, requests.scheduled)
-    for r in range(num_replicas(records)):
-        rows = np.flatnonzero(steps.replica == r)
-        mine = kept & (requests.replica == r)
+    number = num_replicas(records)
+    hosts = np.where(kept, requests.replica, -1)
+    for rows, mine in zip(grouped(steps.replica, number), grouped(hosts, number), strict=True):
         out[rows] |= count_at(requests.arrival[mine], leaves[mine], end[rows]) > 0
     return out
 

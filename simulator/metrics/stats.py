@@ -22,6 +22,17 @@ _SORT_ALL_BELOW = 1 << 16
 _KEY_SHIFT = 44  # float64 bits dropped from a bucket key: 256 buckets per octave
 
 
+def grouped(keys: Ints, groups: int) -> list[Ints]:
+    """Positions of each key 0 .. groups - 1 in ``keys``, ascending; others are left out. One sort at most."""
+    if len(keys) and (keys[1:] >= keys[:-1]).all():
+        order, ordered = np.arange(len(keys)), keys
+    else:
+        order = np.argsort(keys, kind="stable")
+        ordered = keys[order]
+    bounds = np.searchsorted(ordered, np.arange(groups + 1))
+    return [order[begin:end] for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)]
+
+
 def describe(values: Floats) -> Stats:
     """``{count, mean, std, min, p50, p90, p95, p99, max}`` of ``values`` (n,), NaN left out; None where empty."""
     kept = values[~np.isnan(values)]

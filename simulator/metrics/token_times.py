@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.metrics.stats import Floats, Ints
+from simulator.metrics.stats import Floats, Ints, grouped
 from simulator.replica.records import SimulationRecords, StepRecords
 
 Bools = np.ndarray[tuple[int], np.dtype[np.bool_]]
@@ -58,9 +58,8 @@ def token_clock(records: SimulationRecords) -> TokenClock:
     np.maximum.at(per_replica, steps.replica[rows], (steps.first_token_step + steps.num_steps)[rows])
     offsets = np.concatenate([[0], np.cumsum(per_replica)])
     ends = np.full(int(offsets[-1]), np.nan)
-    for replica in range(replicas):  # one replica at a time bounds the temporaries
-        mine = rows[steps.replica[rows] == replica]
-        where, when = _expand(steps, mine)
+    for replica, mine in enumerate(grouped(steps.replica[rows], replicas)):  # one at a time bounds the temporaries
+        where, when = _expand(steps, rows[mine])
         ends[offsets[replica] + where] = when
     return TokenClock(ends, offsets)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from simulator.metrics.series import kv_usage, left_waiting
-from simulator.metrics.stats import Floats
+from simulator.metrics.stats import Floats, grouped
 from simulator.metrics.summary import Summary
 from simulator.metrics.token_times import Bools, num_replicas, span_seconds
 from simulator.replica.records import SimulationRecords
@@ -99,10 +99,10 @@ def _slots_held(records: SimulationRecords) -> Floats:
     """
     steps, requests = records.steps, records.requests
     held = steps.num_running.astype(float)
-    for r in range(num_replicas(records)):
-        rows = np.flatnonzero(steps.replica == r)
-        rows = rows[np.argsort(steps.start[rows], kind="stable")]
-        finish = requests.finish[requests.replica == r]
+    number = num_replicas(records)
+    for mine, asked in zip(grouped(steps.replica, number), grouped(requests.replica, number), strict=True):
+        rows = mine[np.argsort(steps.start[mine], kind="stable")]
+        finish = requests.finish[asked]
         start = steps.start[rows]
         ended = np.searchsorted(np.sort(finish[~np.isnan(finish)]), start + 1e-9 * np.maximum(start, 1.0), side="right")
         held[rows] += np.diff(ended, prepend=0)
