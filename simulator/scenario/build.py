@@ -12,6 +12,7 @@ from simulator.cost.calibration import Calibration, choose
 from simulator.cost.defaults import NEWEST, batch_defaults, engine_overhead
 from simulator.cost.memory import MemoryPlan, memory_plan
 from simulator.cost.placement import Deployment
+from simulator.cost.power import ClockedCost, PowerModel, PowerSetting, power_model
 from simulator.cost.step import OperatorCost
 from simulator.hardware.gpu import Gpu, gpu
 from simulator.metrics.slo import Slo, slo_preset
@@ -19,9 +20,11 @@ from simulator.model.architecture import Model
 from simulator.model.catalogue import model
 from simulator.model.config import load_config
 from simulator.routing import ROUTERS
+from simulator.scenario import interconnect
 from simulator.scenario.cluster import GroupSpec
 from simulator.scenario.config import Scenario, SloSpec
 from simulator.scenario.engine import ModelSpec
+from simulator.scenario.life import Kind, build_life
 from simulator.scenario.load import at, within
 from simulator.scenario.workload import Transform, Workload
 from simulator.scheduling import POLICIES, EngineArgs, resolve
@@ -45,6 +48,7 @@ class Setup:
     calibration: Calibration | None  # None: data-sheet roofline
     slo: Slo | None
     usd_per_hour: float | None  # of one replica; None: no price known
+    power: PowerModel
     name: str = "replicas"  # of the group
     replicas: int = 1
 
@@ -61,6 +65,8 @@ def build(scenario: Scenario) -> Setup:
     served = build_model(spec)
     with at("hardware.gpu"):
         card = gpu(scenario.hardware.gpu)
+        if scenario.cluster.network is not None:
+            card = scenario.cluster.network.card(card)
     args = engine_args(scenario, served, card)
     with at("engine.policy"):
         args = resolve(args)
@@ -91,6 +97,10 @@ def build(scenario: Scenario) -> Setup:
                 max_cudagraph_capture_size=engine.max_cudagraph_capture_size,
             ),
         )
+    with at("hardware.clock"):
+        power_model(card, PowerSetting(clock=scenario.hardware.clock))
+    with at("hardware.power_cap_w"):
+        power = power_model(card, PowerSetting(scenario.hardware.power_cap_w, scenario.hardware.clock))
     each = scenario.hardware.price_per_gpu_hour
     each = card.price_per_hour if each is None else each
     return Setup(
@@ -104,6 +114,7 @@ def build(scenario: Scenario) -> Setup:
         calibration=calibration,
         slo=build_slo(scenario.slo),
         usd_per_hour=None if each is None else each * memory.num_gpus,
+        power=power,
     )
 
 
@@ -128,7 +139,7 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
     groups = tuple(
         Group(
             setup.args,
-            setup.cost,
+            setup.cost if setup.power.setting == PowerSetting() else ClockedCost(setup.cost, setup.power),
             setup.num_gpu_blocks,
             setup.args.max_model_len,
             name=setup.name,
@@ -136,19 +147,31 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
             role=spec.role,
             weight=spec.weight if spec.weight is not None else speed / speeds[0],
             model=spec.serves,
+            kv=interconnect.kv_bytes(setup.model, setup.cost.placed),
             gpu=setup.gpu.name,
             num_gpus=setup.num_gpus,
         )
         for setup, spec, speed in zip(setups, specs, speeds, strict=True)
     )
-    router = scenario.cluster.router
+    router, handover = scenario.cluster.router, scenario.cluster.disaggregated
+    ways = None
+    if handover is not None:
+        engines = [interconnect.Engine(setup.model, setup.gpu, setup.cost.placed) for setup in setups]
+        interconnect.check_same_kv(groups, engines, "cluster.groups")
+        ways = interconnect.topology(scenario.cluster.network, groups, engines)
+        with at("cluster.disaggregation.decode_router.policy"):
+            ROUTERS.get(handover.decode_router.policy)
     with at("cluster.router.policy"):
         ROUTERS.get(router.policy)
+    kinds = [Kind(setup.name, setup.replicas, setup.args, setup.memory, setup.gpu) for setup in setups]
     admission, slo = scenario.cluster.admission, setups[0].slo
     return ClusterPlan(
         groups,
         RouterPlan(router.policy, router.options, router.metrics_interval_s),
+        disaggregation=None if handover is None else handover.plan(),
+        topology=ways,
         admission=None if admission is None else admission.plan(None if slo is None else slo.ttft_s),
+        life=build_life(scenario.cluster, kinds, scenario.seed),
     )
 
 

@@ -9,7 +9,21 @@ from pydantic import Field
 
 from simulator.scenario.admission import AdmissionSpec
 from simulator.scenario.engine import EngineSpec, HardwareSpec, ModelSpec
-from simulator.scenario.spec import Bool, Int, Name, Number, Positive, PositiveNumber, Seconds, Shorthand, Str, spec
+from simulator.scenario.lifecycle import ColdStartSpec, FaultSpec, ScalingSpec
+from simulator.scenario.network import DisaggregationSpec, NetworkSpec
+from simulator.scenario.spec import (
+    Bool,
+    Int,
+    Name,
+    NonNegative,
+    Number,
+    Positive,
+    PositiveNumber,
+    Seconds,
+    Shorthand,
+    Str,
+    spec,
+)
 
 GroupName = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)]
 
@@ -33,7 +47,11 @@ class GroupSpec:
     name: GroupName
     """Name in tables and reports."""
     replicas: Positive = 1
-    """How many."""
+    """How many; with `cluster.scaling`, how many are ready at the start."""
+    min_replicas: NonNegative | None = None
+    """Fewest that scaling leaves; null: those of `cluster.scaling`."""
+    max_replicas: Positive | None = None
+    """Most that scaling starts; null: those of `cluster.scaling`."""
     role: Literal["both", "prefill", "decode"] = "both"
     """What of a request is computed here: its prompt, its output tokens after the first, or both."""
     model: Annotated[ModelSpec, Shorthand("name")] | None = None
@@ -58,10 +76,35 @@ class ClusterSpec:
     """Groups of replicas that differ."""
     router: Annotated[RouterSpec, Shorthand("policy")] = field(default_factory=RouterSpec)
     """Which replica a request goes to. Plain text is a router's name."""
+    disaggregation: DisaggregationSpec | None = None
+    """How requests go from groups with role prefill to groups with role decode; null: the defaults, where there are
+    such groups."""
+    network: NetworkSpec | None = None
+    """Nodes and the links between them; null: as the GPUs' catalogue entries say."""
     admission: AdmissionSpec | None = None
     """Who is let in; null: everybody, at once."""
+    scaling: ScalingSpec | None = None
+    """Autoscaling; null: the replicas of the start stay."""
+    faults: tuple[FaultSpec, ...] = ()
+    """Failures and reclaims of spot instances."""
+    cold_start: ColdStartSpec | None = None
+    """How long a replica takes to start, with scaling or faults; null: the defaults."""
+
+    @property
+    def disaggregated(self) -> DisaggregationSpec | None:
+        """None: every request stays on one replica."""
+        if self.disaggregation is None and any(group.role != "both" for group in self.groups):
+            return DisaggregationSpec()
+        return self.disaggregation
 
     def __post_init__(self) -> None:
+        if self.network is not None and self.disaggregated is None and self.network.only_for_transfers:
+            unused = ", ".join(self.network.only_for_transfers)
+            raise ValueError(f"no KV moves in this cluster, so 'network' cannot use {unused}.")
+        if self.cold_start is not None and self.scaling is None and not self.faults:
+            raise ValueError("'cold_start' needs 'scaling' or 'faults': without them no replica starts.")
+        if self.scaling is None and any(g.min_replicas is not None or g.max_replicas is not None for g in self.groups):
+            raise ValueError("'min_replicas' and 'max_replicas' of a group need 'scaling'.")
         names = [group.name for group in self.groups]
         if len(set(names)) < len(names):
             raise ValueError(f"group names must differ: {', '.join(names)}.")
