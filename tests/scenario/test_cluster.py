@@ -69,7 +69,7 @@ def test_a_number_is_short_for_equal_replicas(path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "where", "words"),
     [
-        ("cluster.router=least", "cluster.router.policy", "least-requests"),
+        ("cluster.router=least-request", "cluster.router.policy", "least-requests"),
         ("cluster.groups.1.hardware=H1000", "cluster.groups.1.hardware.gpu", "unknown GPU"),
         ("cluster.groups.1.engine.max_num_seqs=0", "cluster.groups.1.engine.max_num_seqs", "at least 1"),
         ("cluster.groups.1.engine.max_num_seq=8", "cluster.groups.1.engine.max_num_seq", "max_num_seqs"),
