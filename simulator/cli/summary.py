@@ -125,6 +125,31 @@ def facts(result: Result) -> list[tuple[str, str]]:
     if cost is not None:
         each, hour = cost["usd_per_million_output_tokens"], f"${cost['usd_per_hour']:.2f}/h"
         lines.append(("cost", hour if each is None else f"${_n(each)} per million output tokens at {hour}"))
+    return [*lines, *elastic(summary)]
+
+
+def elastic(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """What replicas that come and go saved, cost and lost; energy and carbon."""
+    lines = []
+    scaling, energy, carbon = summary.get("scaling"), summary.get("energy"), summary.get("carbon")
+    if scaling is not None:
+        saved = scaling["saved_replica_hours_share"]
+        text = f"{_n(scaling['mean_replicas'])} replicas on average, {scaling['peak_replicas']} at most; "
+        text += f"{_n(scaling['replica_hours'])} replica-hours, {_percent(saved)} less than the most all the time; "
+        each = scaling["mean_cold_start_s"]
+        text += f"{scaling['cold_starts']:,} cold starts" + ("" if each is None else f" of {format_seconds(each)}")
+        lines.append(("scaling", text))
+        if scaling["failures"] or scaling["reclaims"]:
+            lost, times = scaling["requests_lost_once_or_more"], scaling["requests_lost_in_all"]
+            text = (
+                f"{scaling['failures']:,} failures, {scaling['reclaims']:,} reclaims; {lost:,} requests computed again"
+            )
+            lines.append(("faults", text + (f", {times:,} times in all" if times > lost else "")))
+    if energy is not None and energy["joules_per_request"] is not None:
+        text = f"{_n(energy['kwh'])} kWh, {_n(energy['joules_per_request'])} J per request"
+        if carbon is not None and carbon["gco2_per_request"] is not None:
+            text += f"; {_n(carbon['gco2'] / 1000)} kg CO2, {_n(carbon['gco2_per_request'])} g per request"
+        lines.append(("energy", text))
     return lines
 
 

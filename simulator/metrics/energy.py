@@ -42,7 +42,6 @@ def summarize_energy(records: SimulationRecords, plan: EnergyPlan, window: tuple
     models = [plan.groups[replica.group] for replica in records.replicas]
     gpus = np.array([count for _, count in models], dtype=np.float64)
     idle_w = np.array([model.idle_w for model, _ in models]) * gpus  # of a replica
-    tdp_w = np.array([model.tdp_w for model, _ in models]) * gpus
     above = step_watts(records, models) - idle_w[records.steps.replica]
     seconds = _within(records, low, high)
     busy_j = np.bincount(records.steps.replica, weights=above * seconds, minlength=len(models)) * plan.pue
@@ -59,7 +58,6 @@ def summarize_energy(records: SimulationRecords, plan: EnergyPlan, window: tuple
         "idle_kwh": float(held_j.sum()) / J_PER_KWH,
         "mean_w": total_j / (high - low) if high > low else None,
         "peak_hour_w": peak,
-        "tdp_w": float(tdp_w.sum()),
         "joules_per_request": total_j / finished if finished else None,
         "joules_per_output_token": total_j / output if output else None,
         "pue": plan.pue,

@@ -11,13 +11,14 @@ import numpy as np
 from simulator.core.errors import UserError
 from simulator.metrics.analysis import Analysis, analyse
 from simulator.metrics.energy import EnergyPlan, summarize_energy, summarize_scaling
-from simulator.metrics.fleet import summarize_fleet
+from simulator.metrics.fleet import lifetimes, summarize_fleet
 from simulator.metrics.little import littles_law
 from simulator.metrics.load import waiting_over_time
 from simulator.metrics.series import kv_usage
 from simulator.metrics.slo import Slo
 from simulator.metrics.stability import assess
 from simulator.metrics.stats import Floats, Stats, describe, describe_counted, describe_over_time
+from simulator.metrics.tiers import summarize_tiers
 from simulator.metrics.token_times import Bools, num_replicas, pooled_gaps, span_seconds, tokens_of
 from simulator.replica.records import SimulationRecords, Status
 from traces.trace import Labels, Trace
@@ -87,6 +88,7 @@ def summarize(
             "goodput_request_per_s": _goodput(run, np.ones(len(arrived), dtype=bool)),
             "engine": _engine(records, span),
             "cluster": summarize_fleet(records, span) if num_replicas(records) > 1 else None,
+            "kv_tiers": summarize_tiers(records),
             "littles_law": {
                 "l_running_requests": law.l_running,
                 "lambda_w_requests": law.lambda_w,
@@ -253,7 +255,10 @@ def _engine(records: SimulationRecords, window: tuple[float, float]) -> dict[str
     steps, requests = records.steps, records.requests
     seconds = span_seconds(steps)
     inside = np.clip(np.minimum(steps.start + seconds, window[1]) - np.maximum(steps.start, window[0]), 0.0, None)
-    available = (window[1] - window[0]) * num_replicas(records)
+    if any(replica.started > 0 or np.isfinite(replica.stopped) for replica in records.replicas):
+        available = float(lifetimes(records, *window).sum())
+    else:
+        available = (window[1] - window[0]) * num_replicas(records)
     scheduled = ~np.isnan(requests.scheduled)
     prompt = int(requests.prompt_tokens[scheduled].sum())
     started = _within(steps.start, window)

@@ -20,8 +20,10 @@ UP_PERIOD_S, UP_STEP = 15.0, 4  # HPA's default scale-up policies: +100 % or +4,
 
 @dataclass(frozen=True, slots=True)
 class HpaOptions:
-    """Under the names of the HPA's ``behavior`` and of KEDA's ScaledObject."""
+    """Under the names of the HPA's ``behavior`` and of KEDA's ScaledObject. average_s: the metric is its mean over so
+    long, as ``avg_over_time`` in KEDA's Prometheus query; 0: its value at the moment."""
 
+    average_s: Annotated[float, Range(0)] = 60.0
     tolerance: Annotated[float, Range(0, 10)] = 0.1
     stabilization_down_s: Annotated[float, Range(0)] = 300.0
     stabilization_up_s: Annotated[float, Range(0)] = 0.0
@@ -34,6 +36,7 @@ class Hpa:
     def __init__(self, group: GroupFacts, options: HpaOptions) -> None:
         self._group = group
         self._options = options
+        self._metric: deque[tuple[float, float]] = deque()  # (time, value)
         self._recent: deque[tuple[float, int]] = deque()  # (time, recommendation)
         self._sizes: deque[tuple[float, int]] = deque()  # (time, replicas asked for)
         self._busy = 0.0  # s, when there was work last
@@ -43,6 +46,7 @@ class Hpa:
 
         busy: there is any work at all.
         """
+        total = self._averaged(now, total)
         if busy:
             self._busy = now
         if current == 0:
@@ -54,6 +58,13 @@ class Hpa:
             wanted = 0 if self._group.min_replicas == 0 and idle else max(wanted, 1)
         wanted = min(max(wanted, self._group.min_replicas), self._group.max_replicas)
         return self._paced(now, current, self._stabilized(now, current, wanted))
+
+    def _averaged(self, now: float, value: float) -> float:
+        metric = self._metric
+        metric.append((now, value))
+        while metric[0][0] <= now - self._options.average_s and len(metric) > 1:
+            metric.popleft()
+        return sum(v for _, v in metric) / len(metric)
 
     def _stabilized(self, now: float, current: int, wanted: int) -> int:
         """Down only to the most, up only to the least that was recommended within the window."""

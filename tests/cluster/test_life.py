@@ -6,15 +6,12 @@ from dataclasses import replace
 from math import inf, isfinite
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.cluster.admission import Admission
 from simulator.cluster.elastic import FaultPlan, GroupLife, LifePlan, ScalingPlan
 from simulator.cluster.plan import ClusterPlan, Group, RouterPlan
 from simulator.cluster.simulation import Simulation
-from simulator.cost.analytic import FixedCost
 from simulator.metrics import analyse
 from simulator.metrics.token_times import tokens_made
 from simulator.replica.records import SimulationRecords, Status
@@ -108,7 +105,7 @@ def test_every_request_ends_once_whatever_fails_when(
         faults.append(FaultPlan("spot", options, recovery=recovery, max_attempts=6))  # type: ignore[arg-type]
     scaling = None
     if policy is not None:
-        quick = {} if policy == "predictive" else {"stabilization_down_s": 0.5, "cooldown_s": 0.5}
+        quick = {} if policy == "predictive" else {"stabilization_down_s": 0.5, "cooldown_s": 0.5, "average_s": 0.5}
         scaling = ScalingPlan(policy, quick, 0.25, drain=recovery, drain_timeout_s=0.5)  # type: ignore[arg-type]
     life = GroupLife(least, 4, initial, cold, network_bytes_per_s=1e9)
     cluster = plan(
