@@ -109,7 +109,7 @@ def presets(as_json: AsJson = False) -> None:
 
 def read(
     name: str,
-    format: str | None = None,
+    format: str | None = None,  # noqa: A002 - as the option is called
     strict: bool = False,
     num_requests: int = 10_000,
     seed: int = 0,  # noqa: A002

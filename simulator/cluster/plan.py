@@ -11,6 +11,7 @@ from simulator.cluster.elastic import LifePlan
 from simulator.cluster.transfers import KvBytes
 from simulator.cost.interface import StepCost
 from simulator.hardware.topology import Topology
+from simulator.kv.tiers import TierSet
 from simulator.scheduling import EngineArgs, resolve
 
 Role = Literal["both", "prefill", "decode"]
@@ -21,13 +22,14 @@ OptionValue = bool | int | float | str
 class Group:
     """Equal replicas of one engine.
 
-    num_gpu_blocks: KV blocks as vLLM counts them (its null block included).
+    num_gpu_blocks: KV blocks as vLLM counts them (its null block included); of each data-parallel rank.
     max_model_len: requests whose prompt and output exceed it are not served (0: that of ``args``, where 0 is no limit).
     role: what of a request is computed here: its prompt, its output tokens after the first, or both.
     weight: work it does per second, relative to other groups; for routers that ask.
     model: label of the trace's ``model`` column that is served here; None: any.
     kv: size of a request's KV cache, where it may have to move.
     gpu, num_gpus: what a replica runs on, for the records.
+    tiers: slower places behind the prefix cache.
     """
 
     args: EngineArgs
@@ -42,9 +44,15 @@ class Group:
     kv: KvBytes | None = None
     gpu: str = ""
     num_gpus: int = 1
+    tiers: TierSet | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "args", resolve(self.args))
+
+    @property
+    def kv_blocks(self) -> int:
+        """Usable KV blocks of all ranks together."""
+        return (self.num_gpu_blocks - 1) * self.args.data_parallel_size
 
     @property
     def longest_request(self) -> int:
@@ -87,6 +95,22 @@ class DisaggregationPlan:
 
 
 @dataclass(frozen=True)
+class MigrationPlan:
+    """Live migration between replicas that are short of memory and others.
+
+    out_below_tokens, in_above_tokens: freeness (tokens that every running request could still make) below which a
+    replica gives requests away, and above which it takes them.
+    last_stage_tokens: so few tokens left to copy, or ``max_stages`` copies, and the request stops for the last one.
+    """
+
+    interval_s: float = 0.5
+    out_below_tokens: float = 64.0
+    in_above_tokens: float = 256.0
+    last_stage_tokens: int = 16
+    max_stages: int = 8
+
+
+@dataclass(frozen=True)
 class ClusterPlan:
     """Everything of a cluster but the requests.
 
@@ -97,6 +121,7 @@ class ClusterPlan:
     groups: tuple[Group, ...]
     router: RouterPlan = RouterPlan()
     disaggregation: DisaggregationPlan | None = None
+    migration: MigrationPlan | None = None
     topology: Topology | None = None
     admission: Admission | None = None
     life: LifePlan | None = None

@@ -17,10 +17,13 @@ from simulator.cluster.disaggregation import Disaggregation, unserved
 from simulator.cluster.dispatcher import Dispatcher, Finished
 from simulator.cluster.elastic import LifePlan
 from simulator.cluster.lifecycle import Grave, Lifecycle
+from simulator.cluster.migration import Migration
 from simulator.cluster.plan import ClusterPlan, Group, single
 from simulator.cluster.prediction import LinearPredictor, queued_tokens
+from simulator.cluster.ranks import cache_events, check_ranks
 from simulator.cluster.replica import Replica
 from simulator.cluster.scaler import set_going
+from simulator.cluster.tiers import Tiers
 from simulator.core.errors import ScenarioError
 from simulator.core.random import streams
 from simulator.cost.interface import StepCost
@@ -31,7 +34,8 @@ from simulator.replica.pipeline import PipelineEngine
 from simulator.replica.recorder import Columns, Recorder, join_steps
 from simulator.replica.records import ReplicaRecord, SimulationRecords
 from simulator.replica.steps import OnFinish
-from simulator.routing import ROUTERS, Fleet, Needs, Surroundings
+from simulator.replica.wave import WaveEngine
+from simulator.routing import ROUTERS, Fleet, Needs, Router, Surroundings
 from simulator.routing.prefix_index import PrefixIndex
 from simulator.scheduling import POLICIES, EngineArgs, EngineState
 from traces.trace import Trace
@@ -67,6 +71,7 @@ class Simulation:
         self.clock = Clock()
         self.columns = Columns(len(trace))
         groups = cluster.groups
+        check_ranks(cluster)
         self._member = places(cluster)
         handed_to = None
         if cluster.disaggregation is not None:
@@ -86,8 +91,9 @@ class Simulation:
         pass_on = self.arrivals.finished if self.arrivals.has_feedback else None
         self.replicas: list[Replica] = []
         self._events: list[CacheEvents] = []
+        self._tiers = Tiers()
         self.dispatcher: Dispatcher | None = None
-        self.moves: Disaggregation | None = None  # of requests between replicas
+        self.moves: Disaggregation | Migration | None = None  # of requests between replicas
         self.lifecycle: Lifecycle | None = None  # of replicas that come and go
         if len(self._member) == 1 and not others_act(cluster) and cluster.admission is None:
             self._add_replica(0, pass_on)
@@ -115,19 +121,9 @@ class Simulation:
             watched=others_act(cluster) or options.get("watched", False),
             also=also,
         )
-        if handed_to is not None and decode_router is not None:
-            decode = Dispatcher(
-                self.clock,
-                self.columns,
-                decode_router,
-                around.fleet,
-                handed_to,
-                pass_on,
-                watched=True,
-                also=router.needs,
-            )
-            self.moves = Disaggregation(cluster, self._member, self.clock, self.columns, trace, dispatcher, decode)
-        finished_on = dispatcher.finished_on if self.moves is None else self.moves.finished_on
+        self.moves = self._movers(dispatcher, router.needs, decode_router, handed_to, pass_on)
+        apart = self.moves if isinstance(self.moves, Disaggregation) else None  # prefill and decode
+        finished_on = dispatcher.finished_on if apart is None else apart.finished_on
         self._reads_queues = bool(dispatcher.needs & Needs.QUEUED_TOKENS)
         if cluster.life is not None:
             self._come_and_go(cluster.life, dispatcher, candidates, pass_on)
@@ -135,12 +131,13 @@ class Simulation:
         for index in range(len(self._member)):
             self._add_replica(index, finished_on(index), watched=dispatcher.watched, eager=dispatcher.eager)
             if dispatcher.needs & Needs.CACHES:
-                self._events.append(CacheEvents(self.replicas[index].engine.state.pool, index, around.blocks))
+                self._events.append(cache_events(self.replicas[index].engine, index, around.blocks))
         dispatcher.connect(self.replicas)
         self.deliver = dispatcher.deliver if gate is not None else dispatcher.route
         if self.moves is not None:
             self.moves.connect(self.replicas)
-            self.deliver = self.moves.deliver
+        if apart is not None:
+            self.deliver = apart.deliver
 
     def run(self) -> SimulationRecords:
         """Run the clock, return what happened."""
@@ -165,7 +162,7 @@ class Simulation:
             ),
             steps=join_steps(list(steps)),
             end=self._end(busy_until) if horizon_s is None else horizon_s,
-            num_gpu_blocks=tuple(replica.group.num_gpu_blocks for replica in self.replicas),
+            num_gpu_blocks=tuple(replica.group.kv_blocks + 1 for replica in self.replicas),
             block_size=self.cluster.groups[0].args.block_size,
             num_events=self.clock.num_events,
             replicas=tuple(
@@ -176,6 +173,8 @@ class Simulation:
             else self.lifecycle.records(),
             events=() if self.lifecycle is None else tuple(self.lifecycle.events),
             attempts={} if self.lifecycle is None else dict(self.lifecycle.attempts),
+            tiers=self._tiers.records(),
+            tier_load_s=self._tiers.load_s,
             rejections={} if self.dispatcher is None else dict(self.dispatcher.rejected),
             tokens_recomputed=sum(lane.tokens_recomputed for engine in engines for lane in engine.state.lanes),
             **({} if self.moves is None else self.moves.records(min(stop, float(self.clock.now)))),
@@ -183,7 +182,7 @@ class Simulation:
 
     def _end(self, busy_until: float) -> float:
         """When the last thing happened; what may still befall replicas without work is not waited for."""
-        if self.lifecycle is None:
+        if self.lifecycle is None and not isinstance(self.moves, Migration):
             return max(busy_until, float(self.clock.now))
         arrived = self.arrivals.arrival[np.isfinite(self.arrivals.arrival)]
         return max(busy_until, float(arrived.max(initial=0.0)))
@@ -225,10 +224,27 @@ class Simulation:
         group = self.cluster.groups[self._member[slot]]
         recorder = Recorder(self.columns, index)
         options = self._options
-        policy = POLICIES.get(group.args.policy)(group.args)
-        state = make_state(group.args, group.num_gpu_blocks, group.cost, self.trace, grows=policy.grows)
+        args = group.args
+        ranks = range(args.data_parallel_size)
+        policies = [POLICIES.get(args.policy)(args) for _ in ranks]
+        states = [
+            make_state(args, group.num_gpu_blocks, group.cost, self.trace, grows=policies[0].grows) for _ in ranks
+        ]
+        policy, state = policies[0], states[0]
+        self._tiers.connect(index, group, state)
         engine: Engine | PipelineEngine
-        if group.args.pipeline_parallel_size > 1:
+        if len(ranks) > 1 or args.enable_eplb:
+            engine = WaveEngine(
+                states,
+                policies,
+                group.cost,
+                recorder,
+                step_mode=options.get("step_mode", False),
+                rebalance_interval=args.eplb_step_interval if args.enable_eplb else None,
+                on_finish=on_finish,
+                observer=options.get("observer"),
+            )
+        elif group.args.pipeline_parallel_size > 1:
             engine = PipelineEngine(
                 state,
                 policy,
@@ -254,13 +270,33 @@ class Simulation:
         seen = on_finish is not None if watched is None else watched
         self.replicas.append(Replica(index, group, self.clock, engine, self.columns.replica, watched=seen))
 
+    def _movers(
+        self,
+        dispatcher: Dispatcher,
+        needs: Needs,
+        decode_router: Router | None,
+        handed_to: Candidates | None,
+        pass_on: Finished | None,
+    ) -> Disaggregation | Migration | None:
+        """Who takes requests from one replica to another. needs: of the router."""
+        cluster, fleet = self.cluster, self.around.fleet
+        if cluster.migration is not None:
+            endless = self._options.get("horizon_s") is not None
+            return Migration(cluster, self._member, self.clock, self.columns, dispatcher, fleet, endless=endless)
+        if handed_to is None or decode_router is None:
+            return None
+        decode = Dispatcher(
+            self.clock, self.columns, decode_router, fleet, handed_to, pass_on, watched=True, also=needs
+        )
+        return Disaggregation(cluster, self._member, self.clock, self.columns, self.trace, dispatcher, decode)
+
     def _surroundings(self) -> Surroundings:
         """What routers see; filled in as the simulation runs."""
         groups = [self.cluster.groups[g] for g in self._member]
         fleet = Fleet(
             len(groups),
             weight=[group.weight for group in groups],
-            num_blocks=[group.num_gpu_blocks - 1 for group in groups],
+            num_blocks=[group.kv_blocks for group in groups],
             metrics_interval_s=self.cluster.router.metrics_interval_s,
             scrape=lambda now: self._scrape(fleet, now),
         )
@@ -316,7 +352,8 @@ def others_act(cluster: ClusterPlan) -> bool:
     """Whether more than arrivals reaches the engines, so that they need events of their own: anything but the plain
     parts of a plan."""
     plain = ("groups", "router", "admission")
-    return any(getattr(cluster, f.name) != f.default for f in fields(cluster) if f.name not in plain)
+    shared = any(group.tiers is not None and group.tiers.shared for group in cluster.groups)
+    return shared or any(getattr(cluster, f.name) != f.default for f in fields(cluster) if f.name not in plain)
 
 
 def make_state(args: EngineArgs, num_gpu_blocks: int, cost: StepCost, trace: Trace, *, grows: bool) -> EngineState:

@@ -50,14 +50,23 @@ class BlockTable:
 
 
 class Hit:
-    """A looked-up prefix: runs with the positions to use, and how many of its blocks are free right now."""
+    """A looked-up prefix: runs with the positions to use, and how many of its blocks are free right now.
 
-    __slots__ = ("blocks", "free_blocks", "parts")
+    ``loaded``: blocks after those that come from a slower tier; they are taken anew.
+    """
+
+    __slots__ = ("blocks", "free_blocks", "loaded", "parts")
 
     def __init__(self, parts: list[tuple[Run, int, int]], blocks: int, free_blocks: int) -> None:
         self.parts = parts  # (run, first position, end position), one after the other
         self.blocks = blocks
         self.free_blocks = free_blocks
+        self.loaded = 0
+
+    @property
+    def reused(self) -> int:
+        """Blocks that need not be computed."""
+        return self.blocks + self.loaded
 
 
 NO_HIT = Hit([], 0, 0)
@@ -78,15 +87,20 @@ class PrefixCache(BlockPool):
         )  # sentinel (its ids are not ANONYMOUS) of the eviction order: order.next is evicted first
         order.next = order.previous = order
         self._order = order
-        self._stored: Listener | None = None
-        self._removed: Listener | None = None
+        self._stored: list[Listener] = []
+        self._removed: list[Listener] = []
 
     def publish(self, stored: Listener, removed: Listener) -> None:
         """Tell of every block id that somebody can hit from now on, and of every one that nobody can any more.
 
         As vLLM's KV cache events do (``BlockStored``, ``BlockRemoved``). ``stored`` may name an id again.
         """
-        self._stored, self._removed = stored, removed
+        self._stored.append(stored)
+        self._removed.append(removed)
+
+    def holds(self, block_id: int) -> bool:
+        """Whether somebody could hit the block with this id."""
+        return block_id in self._index
 
     # -- lookup ------------------------------------------------------------------------------------------------
 
@@ -206,7 +220,7 @@ class PrefixCache(BlockPool):
             keyed = len(run.ids) * unit
             if run.hi < keyed:
                 first = -(-run.hi // unit) if run.hi > run.lo else run.lo // unit
-                for i in range(first, -(-min(old, keyed) // unit)):
+                for i in range(-(-min(old, keyed) // unit) - 1, first - 1, -1):  # as if they went one by one
                     self._forget(run.ids[i], run)
             if run.hi == run.lo:
                 self._unlink(run)
@@ -218,8 +232,8 @@ class PrefixCache(BlockPool):
         found = self._index[block_id]
         if found is run:
             del self._index[block_id]
-            if self._removed is not None:
-                self._removed((block_id,))
+            for tell in self._removed:
+                tell((block_id,))
         else:
             assert isinstance(found, list)
             found.remove(run)
@@ -244,8 +258,8 @@ class PrefixCache(BlockPool):
             runs.append(last)
             first_id = start // self.unit
         new = table.ids[first_id : -(-end // self.unit)]
-        if self._stored is not None:
-            self._stored(new)
+        for tell in self._stored:
+            tell(new)
         if self._index.keys().isdisjoint(new):
             self._index.update(zip(new, repeat(last), strict=False))
             return

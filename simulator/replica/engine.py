@@ -167,6 +167,7 @@ class Engine:
         schedule = self.policy.schedule
         observer = self.observer
         actions = self._actions
+        tiers = state.tiers
         now = self.wake_time
         while now < time:
             if self._pending:
@@ -180,6 +181,8 @@ class Engine:
             begin = self.busy_until
             if begin < now:
                 begin = now
+            if tiers is not None:
+                tiers.now = begin
             step = schedule(state)
             if observer is not None and step is not None and (step.decodes or step.chunks):
                 observer.planned(now, begin, step, state)
@@ -325,6 +328,8 @@ class Engine:
             else:
                 longest, squares = batch_spread(state, step) if step.held else state.spread() if batch else (0, 0)
                 seconds += self._uneven.mixed(batch, context, windowed, step.chunks, sampled, longest, squares)
+        if state.tiers is not None:
+            seconds = state.tiers.step_seconds(begin, seconds)
         self.busy_until = end = begin + seconds
         running = len(state.prefilling) + state.num_decodes + len(step.completed)  # who ended before left out
         apply_step(state, step, recorder, end, self.last_token_time)

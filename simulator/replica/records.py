@@ -102,6 +102,19 @@ class TransferRecords:
 
 
 @dataclass(frozen=True, slots=True)
+class TierRecord:
+    """What one KV tier did."""
+
+    name: str
+    replica: int  # -1: shared by all
+    capacity_bytes: float
+    hit_tokens: float  # prompt tokens loaded from it
+    bytes_read: float
+    bytes_written: float
+    busy_s: float  # reading
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterEvent:
     """Something that happened to the cluster and not to a request: scaling, a fault, a change of role."""
 
@@ -123,6 +136,8 @@ class SimulationRecords:
     replicas: tuple[ReplicaRecord, ...] = ()
     transfers: TransferRecords | None = None  # None: nothing moves in this cluster
     link_bytes: Mapping[str, float] = field(default_factory=dict)  # bytes carried by each link
+    tiers: tuple[TierRecord, ...] = ()
+    tier_load_s: float = 0.0  # what loading from tiers added to steps, over all replicas
     events: tuple[ClusterEvent, ...] = ()
     attempts: Mapping[int, int] = field(default_factory=dict)  # rows that faults lost -> how often
     rejections: Mapping[str, int] = field(default_factory=dict)  # reason -> requests turned away by the cluster's rules

@@ -138,6 +138,27 @@ def cluster_tables(summary: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def tier_rows(summary: dict[str, Any]) -> list[list[str]]:
+    """Where prompt tokens were hit: the GPUs' caches, then each tier."""
+    found = summary["kv_tiers"]
+    if found is None:
+        return []
+    rows = [["GPU", "", f"{100 * found['gpu']['share']:.1f} %", "", "", ""]]
+    for name, row in found["tiers"].items():
+        copies = f"{row['copies']:.0f} x " if row["copies"] > 1 else ""
+        rows.append(
+            [
+                name,
+                f"{copies}{number(row['capacity_bytes'] / row['copies'] / 1e9)} GB",
+                f"{100 * row['share']:.1f} %",
+                f"{number(row['bytes_read'] / 1e9)} GB",
+                f"{number(row['bytes_written'] / 1e9)} GB",
+                f"{100 * row['read_utilization']:.1f} %",
+            ]
+        )
+    return rows
+
+
 def group_rows(summary: dict[str, Any]) -> list[list[str]]:
     """One row per group: replicas, busy, requests, tokens, prefix hits, running, waiting, KV."""
     rows = []

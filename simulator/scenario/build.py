@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from simulator.cluster.plan import ClusterPlan, Group, RouterPlan
+from simulator.core.errors import ScenarioError
 from simulator.core.random import streams
 from simulator.cost.calibrated import Calibrated, cost_model
 from simulator.cost.calibration import Calibration, choose
@@ -15,6 +16,7 @@ from simulator.cost.placement import Deployment
 from simulator.cost.power import ClockedCost, PowerModel, PowerSetting, power_model
 from simulator.cost.step import OperatorCost
 from simulator.hardware.gpu import Gpu, gpu
+from simulator.kv.tiers import TierPlan, TierSet
 from simulator.metrics.slo import Slo, slo_preset
 from simulator.model.architecture import Model
 from simulator.model.catalogue import model
@@ -23,7 +25,7 @@ from simulator.routing import ROUTERS
 from simulator.scenario import interconnect
 from simulator.scenario.cluster import GroupSpec
 from simulator.scenario.config import Scenario, SloSpec
-from simulator.scenario.engine import ModelSpec
+from simulator.scenario.engine import EngineSpec, ModelSpec
 from simulator.scenario.life import Kind, build_life
 from simulator.scenario.load import at, within
 from simulator.scenario.workload import Transform, Workload
@@ -49,6 +51,7 @@ class Setup:
     slo: Slo | None
     usd_per_hour: float | None  # of one replica; None: no price known
     power: PowerModel
+    tiers: TierSet | None = None  # slower places for KV
     name: str = "replicas"  # of the group
     replicas: int = 1
 
@@ -86,6 +89,11 @@ def build(scenario: Scenario) -> Setup:
                 spec.dtype,
                 spec.quantization,
                 spec.kv_cache_dtype,
+                engine.data_parallel_size,
+                engine.all2all_backend,
+                engine.expert_skew,
+                engine.enable_eplb,
+                engine.num_redundant_experts,
             ),
             overhead=engine_overhead(
                 card,
@@ -101,6 +109,8 @@ def build(scenario: Scenario) -> Setup:
         power_model(card, PowerSetting(clock=scenario.hardware.clock))
     with at("hardware.power_cap_w"):
         power = power_model(card, PowerSetting(scenario.hardware.power_cap_w, scenario.hardware.clock))
+    # Rows count the tokens of all data-parallel ranks, each of which needs a ridge of its own.
+    power = replace(power, ridge_tokens=power.ridge_tokens * engine.data_parallel_size)
     each = scenario.hardware.price_per_gpu_hour
     each = card.price_per_hour if each is None else each
     return Setup(
@@ -115,7 +125,38 @@ def build(scenario: Scenario) -> Setup:
         slo=build_slo(scenario.slo),
         usd_per_hour=None if each is None else each * memory.num_gpus,
         power=power,
+        tiers=build_tiers(engine, args, served, memory, card),
     )
+
+
+def build_tiers(engine: EngineSpec, args: EngineArgs, served: Model, memory: MemoryPlan, card: Gpu) -> TierSet | None:
+    """The tiers behind a replica's prefix cache. Raises ScenarioError where it has none to stand behind."""
+    if not engine.kv_tiers:
+        return None
+    if not args.enable_prefix_caching:
+        remedy = "Set engine.enable_prefix_caching: true, or leave kv_tiers out."
+        raise ScenarioError(
+            "tiers keep what the prefix cache forgets, and it is off.", where="engine.kv_tiers", remedy=remedy
+        )
+    if args.pipeline_parallel_size > 1 or args.data_parallel_size > 1:
+        remedy = "Use tensor_parallel_size, or leave kv_tiers out."
+        message = "tiers are not modelled behind a pipeline or data-parallel ranks."
+        raise ScenarioError(message, where="engine.kv_tiers", remedy=remedy)
+    ranks = engine.tensor_parallel_size
+    plans = tuple(
+        TierPlan(
+            tier.name,
+            tier.capacity_bytes,
+            tier.bandwidth if tier.bandwidth is not None else card.host_bandwidth * ranks,
+            tier.latency_s,
+            tier.write,
+            tier.eviction,
+            tier.shared,
+        )
+        for tier in engine.kv_tiers
+    )
+    per_token = memory.kv_bytes_per_token * ranks
+    return TierSet(plans, per_token, served.num_layers, engine.kv_tier_load, engine.kv_tier_load_if_faster)
 
 
 def build_groups(scenario: Scenario) -> tuple[Setup, ...]:
@@ -150,6 +191,7 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
             kv=interconnect.kv_bytes(setup.model, setup.cost.placed),
             gpu=setup.gpu.name,
             num_gpus=setup.num_gpus,
+            tiers=setup.tiers,
         )
         for setup, spec, speed in zip(setups, specs, speeds, strict=True)
     )
@@ -201,6 +243,8 @@ def plan_memory(scenario: Scenario, args: EngineArgs, served: Model, card: Gpu) 
         enable_expert_parallel=engine.enable_expert_parallel,
         async_scheduling=bool(args.async_scheduling),
         enforce_eager=engine.enforce_eager,
+        data_parallel_size=engine.data_parallel_size,
+        num_redundant_experts=engine.num_redundant_experts,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from simulator.kv.eviction import EVICTIONS
 from simulator.scenario.spec import (
     Bool,
     Fraction,
@@ -16,7 +17,9 @@ from simulator.scenario.spec import (
     NonNegativeNumber,
     Number,
     Positive,
+    PositiveBytes,
     PositiveNumber,
+    Seconds,
     Str,
     spec,
 )
@@ -59,6 +62,35 @@ class HardwareSpec:
 
 
 @spec
+class TierSpec:
+    """A slower place for KV blocks that the prefix cache computes or forgets."""
+
+    name: Name
+    """dram, ssd, remote or any other name; equal names of a shared tier are one tier."""
+    capacity_bytes: PositiveBytes
+    """KV it holds."""
+    bandwidth: PositiveBytes | None = None
+    """Bytes per second that a replica (or all that share it) reads; null, for dram: the GPUs' links to the host."""
+    latency_s: Seconds = 0.0
+    """Before the first byte."""
+    write: Literal["evict", "through"] = "evict"
+    """When blocks come down: as the cache forgets them, or as they are computed."""
+    eviction: Name = "lru"
+    """Eviction policy of the tier (`windtunnel policies`)."""
+    shared: Bool = False
+    """One copy and one bandwidth for all replicas; its blocks are written through."""
+
+    def __post_init__(self) -> None:
+        if self.bandwidth is None and self.name != "dram":
+            raise ValueError(f"tier {self.name!r} needs a 'bandwidth'; only dram has one by itself.")
+        if self.shared and self.write != "through":
+            raise ValueError("a shared tier is written through: set 'write: through'.")
+        if self.eviction not in EVICTIONS or EVICTIONS.get(self.eviction).needs_future:
+            known = ", ".join(name for name, policy in EVICTIONS.items() if not policy.needs_future)
+            raise ValueError(f"unknown eviction policy {self.eviction!r}. Policies: {known}.")
+
+
+@spec
 class EngineSpec:
     """Engine arguments under vLLM's names. null: what vLLM would choose for this model and GPU."""
 
@@ -70,8 +102,24 @@ class EngineSpec:
     """GPUs that share each layer."""
     pipeline_parallel_size: Annotated[int, Field(strict=True, ge=1, le=15)] = 1
     """GPUs that share the layers in sequence; as many batches are in flight."""
+    data_parallel_size: Annotated[int, Field(strict=True, ge=1, le=127)] = 1
+    """Attention and dense layers are repeated so often, each rank with a scheduler and KV cache of its own; the experts
+    are shared and all ranks step together. For mixture-of-experts models; others use `cluster.replicas`."""
     enable_expert_parallel: Bool = False
-    """Spread a mixture-of-experts model's experts over the tensor-parallel ranks instead of cutting each."""
+    """Spread a mixture-of-experts model's experts over the tensor-parallel and data-parallel ranks instead of cutting
+    each."""
+    all2all_backend: Literal["allgather_reducescatter", "deepep_high_throughput", "deepep_low_latency"] = (
+        "allgather_reducescatter"
+    )
+    """How tokens reach the experts of other data-parallel ranks."""
+    expert_skew: Annotated[float, Field(strict=True, ge=0, le=10, allow_inf_nan=False)] = 0.0
+    """Zipf exponent of the experts' popularity; the busiest expert-parallel rank sets the time. 0: all are alike."""
+    enable_eplb: Bool = False
+    """Place experts by their load (EPLB) instead of in the order of their numbers."""
+    num_redundant_experts: NonNegative = 0
+    """Copies of experts per layer that EPLB may place beside the model's own."""
+    eplb_step_interval: Positive = 3000
+    """Steps from one placement of the experts to the next; moving their weights takes time."""
     enforce_eager: Bool = False
     """Run without CUDA graphs: no padding of small batches, but every kernel is launched by the CPU."""
     max_cudagraph_capture_size: Positive | None = None
@@ -92,6 +140,12 @@ class EngineSpec:
     """Share of the GPU's memory the engine may take."""
     enable_prefix_caching: Bool | None = None
     """Reuse KV blocks of equal prompt prefixes. null: as the policy does by default (vllm: true)."""
+    kv_tiers: tuple[TierSpec, ...] = ()
+    """Slower places behind the prefix cache, fastest first."""
+    kv_tier_load: Literal["layerwise", "blocking"] = "layerwise"
+    """How a step waits for what it loads: layer by layer, while it computes, or for all of it first."""
+    kv_tier_load_if_faster: Bool = True
+    """Load a prefix only where computing it would take longer."""
     enable_chunked_prefill: Bool = True
     """Split prompts that exceed the token budget over several steps."""
     long_prefill_token_threshold: NonNegative = 0

@@ -92,6 +92,12 @@ Bytes = Annotated[
     _with_unit(parse_bytes),
     _quantity("number", "bytes, or text with a unit", "80GiB", minimum=0),
 ]
+PositiveBytes = Annotated[
+    float,
+    Field(strict=True, gt=0, allow_inf_nan=False),
+    _with_unit(parse_bytes),
+    _quantity("number", "bytes, or text with a unit", "200GB", exclusiveMinimum=0),
+]
 
 
 @dataclass(frozen=True)

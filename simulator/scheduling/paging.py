@@ -63,8 +63,8 @@ def admit_chunks(state: EngineState, step: Step, budget: int, max_num_seqs: int,
     while budget > 0 and waiting and len(state.running) < max_num_seqs:
         request = waiting[0]
         hit = state.hit(request)
-        computed = hit.blocks * size
-        free = pool.free - hit.free_blocks - (spare if state.running else 0)
+        computed = hit.reused * size
+        free = pool.free - hit.free_blocks - hit.loaded - (spare if state.running else 0)
         room = free * size
         tokens = request.target - computed
         if whole and tokens > room:

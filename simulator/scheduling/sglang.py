@@ -138,10 +138,10 @@ class Sglang(Policy):
                 return
             request = state.waiting[0]
             hit = state.hit(request)
-            tokens = request.target - hit.blocks * size
+            tokens = request.target - hit.reused * size
             paged = -(-tokens // size) * size
             to_come = self.to_come(request, request.target - request.prompt_tokens)
-            free = (state.pool.free - hit.free_blocks) * size
+            free = (state.pool.free - hit.free_blocks - hit.loaded) * size
             if state.running and tokens + to_come + size >= free - promised:
                 self.full = len(state.running)
                 return

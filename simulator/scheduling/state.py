@@ -16,6 +16,7 @@ from typing import Protocol
 
 from simulator.kv.pool import BlockPool
 from simulator.kv.prefix import NO_HIT, BlockTable, Hit, PrefixCache
+from simulator.kv.tiers import TierStack
 from simulator.scheduling.args import EngineArgs
 from simulator.scheduling.request import Request
 from simulator.scheduling.step import Step
@@ -63,6 +64,7 @@ class EngineState:
         "releasing",
         "running",
         "swapped",
+        "tiers",
         "token_steps",
         "tokens_padded",
         "tokens_recomputed",
@@ -83,6 +85,7 @@ class EngineState:
         self.running: dict[Request, None] = {}  # in order of admission
         self.prefilling: dict[Request, None] = {}  # the running requests with prompt left to compute
         self.releasing: deque[tuple[float, Request]] = deque()  # (end of the last step, request), still in running
+        self.tiers: TierStack | None = None  # slower places for what the prefix cache forgets
         self.keeps = False  # whether requests that end here go on elsewhere
         self.kept: dict[Request, None] = {}  # those whose KV has not been read yet
         self.swapped: deque[Request] = deque()  # preempted, their KV in host memory; next one to return first
@@ -125,7 +128,11 @@ class EngineState:
         if request.table is None or not self.caching:
             return NO_HIT
         assert isinstance(self.pool, PrefixCache)
-        return self.pool.lookup(request.table, (request.target - 1) // self.block_size)
+        limit = (request.target - 1) // self.block_size
+        hit = self.pool.lookup(request.table, limit)
+        if self.tiers is not None and hit.blocks < limit:
+            hit.loaded = self.tiers.find(request.table.ids, hit.blocks, limit, self.block_size)
+        return hit
 
     def admit(self, request: Request, hit: Hit, step: Step) -> None:
         """Move the head of the queue into the running batch, holding the blocks of ``hit``."""
@@ -133,10 +140,19 @@ class EngineState:
             assert isinstance(self.pool, PrefixCache) and request.table is not None
             self.pool.hold(request.table, hit)
         request.order = next(self.admissions)
-        request.computed = request.cached_tokens = hit.blocks * self.block_size
+        request.computed = request.cached_tokens = hit.reused * self.block_size
+        if hit.loaded:
+            self._load(request, hit)
         self.running[request] = None
         self.prefilling[request] = None
         step.admitted.append(request)
+
+    def _load(self, request: Request, hit: Hit) -> None:
+        """Take blocks for what comes from slower tiers."""
+        assert self.tiers is not None and request.table is not None and isinstance(self.pool, PrefixCache)
+        self.tiers.load(request.table.ids, hit.blocks, hit.loaded)
+        self.pool.take(hit.loaded)
+        self.pool.cache(request.table, hit.reused)
 
     def blocks_for(self, request: Request, tokens: int) -> int:
         """Blocks still to take so that a prefilling request holds its first ``computed + tokens`` tokens."""

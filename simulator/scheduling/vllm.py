@@ -114,7 +114,7 @@ class Vllm(Policy):
             request = waiting[0]
             hit = state.hit(request) if request.table is not None else NO_HIT
             target = request.target
-            computed = hit.blocks * size
+            computed = hit.reused * size
             tokens = target - computed
             if 0 < threshold < tokens:
                 tokens = threshold

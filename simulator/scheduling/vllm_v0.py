@@ -102,7 +102,7 @@ class VllmV0(Policy):
         while waiting and len(state.running) < self.max_num_seqs:
             request = waiting[0]
             hit = state.hit(request)
-            tokens = request.target - hit.blocks * size
+            tokens = request.target - hit.reused * size
             need = -(-request.target // size) - hit.blocks + hit.free_blocks + (self.spare if state.running else 0)
             if need > state.pool.free or (tokens > budget and step.chunks):
                 return
