@@ -107,7 +107,7 @@ class _Bench:
         return experiment
 
     def _run(self, experiment: Experiment, rate: float | None, values: Mapping[str, str]) -> Numbers:
-        return numbers(experiment.run(rate), values) | {"rate": rate}
+        return numbers(experiment.run(rate), values, self.results) | {"rate": rate}
 
     def _capacity(self, experiment: Experiment, spec: CapacitySpec, values: Mapping[str, str]) -> Numbers:
         """The numbers of the run at the highest rate that meets the target (where none does: of the last one)."""

@@ -84,13 +84,14 @@ def _priced(groups: tuple[Setup, ...], chosen: Variant, file: SystemFile) -> tup
         if price is not None:
             blocks = group.num_gpu_blocks if price.kv_tokens is None else price.kv_tokens // group.args.block_size + 1
             # A published price answers the same questions as OperatorCost's ``StepCost`` half.
-            group = replace(group, cost=PublishedCost(price), num_gpu_blocks=blocks)  # type: ignore[arg-type]  # noqa: PLW2901
+            group = replace(group, cost=PublishedCost(price, group.cost), num_gpu_blocks=blocks)  # type: ignore[arg-type]  # noqa: PLW2901
         out.append(group)
     return tuple(out)
 
 
-def numbers(result: Result, values: Mapping[str, str]) -> Numbers:
-    """The summary, what is known of the engine, and ``values``: formulas over both and the columns of requests."""
+def numbers(result: Result, values: Mapping[str, str], earlier: Mapping[str, Any]) -> Numbers:
+    """The summary, what is known of the engine, and ``values``: formulas over both, the columns of
+    requests and what was measured earlier."""
     found: Numbers = dict(result.summary)
     found["setup"] = [_setup(group) for group in result.groups]
     found["kv_utilization"] = kv_utilization(result)
@@ -98,7 +99,7 @@ def numbers(result: Result, values: Mapping[str, str]) -> Numbers:
         requests = columns(result)
         if any(GAP_EMA in text for text in values.values()):
             requests[GAP_EMA] = worst_gap_ema(result)
-        scope = found | {"requests": requests} | _moved(result)
+        scope = dict(earlier) | found | {"requests": requests} | _moved(result)
         for name, text in values.items():
             scope[name] = found[name] = Formula(text).number(scope)
     return found

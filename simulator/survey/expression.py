@@ -26,10 +26,10 @@ class Points(tuple[Any, ...]):
     __slots__ = ()
 
 
-def md1_wait(rate: float, service_s: float) -> float:
+def md1_wait(rate: Any, service_s: float) -> Any:
     """Mean wait in queue of M/D/1, s (Pollaczek-Khinchine): ``rho s / (2 (1 - rho))``; infinite from ``rho`` 1 on."""
-    rho = rate * service_s
-    return rho * service_s / (2.0 * (1.0 - rho)) if rho < 1.0 else math.inf
+    rho = np.asarray(rate, dtype=float) * service_s
+    return np.where(rho < 1.0, rho * service_s / (2.0 * (1.0 - rho)), math.inf)
 
 
 def _share(mask: Any) -> float:

@@ -14,7 +14,7 @@ from simulator.core.errors import ScenarioError
 from simulator.core.names import suggestion
 from simulator.scenario.config import Scenario
 from simulator.scenario.load import anchored
-from simulator.scenario.source import Source, Value, override, read_source
+from simulator.scenario.source import SHORTHANDS, Source, Value, override, read_source
 from simulator.survey.expression import Formula
 from simulator.survey.spec import Measure, Part, PublishedPrice, System, part_adapter, price_adapter, system_adapter
 
@@ -128,19 +128,27 @@ def merged(file: SystemFile, name: str) -> dict[str, Any]:
     return body
 
 
-def overlaid(under: Any, over: Any) -> Any:
-    """``over`` on top of ``under``: mappings are joined, anything else replaced. A different kind of workload or
-    arrival process replaces the whole mapping."""
-    if not (isinstance(under, dict) and isinstance(over, dict)):
+def overlaid(under: Any, over: Any, path: tuple[str, ...] = ()) -> Any:
+    """``over`` on top of ``under``: mappings are joined, anything else replaced.
+
+    Plain text that stands for a mapping is written out first; another kind of workload, arrival process or distribution
+    replaces the whole mapping.
+    """
+    if isinstance(over, dict) and path in SHORTHANDS and isinstance(under, str | int):
+        under = {SHORTHANDS[path]: under}
+    if not (isinstance(under, dict) and isinstance(over, dict)) or _another_kind(under, over):
         return over
-    kinds = ({"trace", "preset", "synthetic"}, {"process"}, {"distribution"})
-    for kind in kinds:
-        mine, theirs = kind & over.keys(), kind & under.keys()
-        changed = mine and theirs and (mine != theirs if len(kind) > 1 else over[min(kind)] != under[min(kind)])
-        if changed:
-            return over
-    return {key: overlaid(under[key], over[key]) if key in under and key in over else over.get(key, under.get(key))
-            for key in (*under, *(key for key in over if key not in under))}  # fmt: skip
+    joined = dict(under)
+    for key, value in over.items():
+        joined[key] = overlaid(under[key], value, (*path, key)) if key in under else value
+    return joined
+
+
+def _another_kind(under: dict[str, Any], over: dict[str, Any]) -> bool:
+    sources = {"trace", "preset", "synthetic"}
+    if sources & over.keys() and sources & under.keys() and sources & over.keys() != sources & under.keys():
+        return True
+    return any(key in under and key in over and under[key] != over[key] for key in ("process", "distribution"))
 
 
 def _set(source: Source, settings: Mapping[str, Any]) -> Source:

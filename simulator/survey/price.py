@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from simulator.cost.interface import Line
+from simulator.cost.step import OperatorCost
 from simulator.survey.spec import PublishedPrice
 
 FOREVER = 1 << 30
@@ -21,8 +22,10 @@ class PublishedCost:
 
     sliding_window: int | None = None
 
-    def __init__(self, price: PublishedPrice) -> None:
+    def __init__(self, price: PublishedPrice, instead_of: OperatorCost) -> None:
+        """instead_of: the engine's own cost model, whose other answers (bytes of KV, sources) still hold."""
         self.price = price
+        self.placed, self.operators, self.overhead = instead_of.placed, instead_of.operators, instead_of.overhead
 
     def _decode_set(self, num_decodes: int) -> tuple[float, float, float]:
         price = self.price

@@ -89,6 +89,7 @@ def run_survey(
     wrong; others that have finished by then are kept. An interruption loses only the systems that were running.
     """
     done = {file.name: found for file in files if not fresh and (found := kept(file, folder)) is not None}
+    done |= {file.name: evaluate(file) for file in files if file.system.not_reproduced is not None}  # nothing runs
     todo = [file for file in files if file.name not in done]
     (folder / RESULTS).mkdir(parents=True, exist_ok=True)
     pool = _Pool(todo, folder, jobs, {file.name: _expected(file, folder) for file in todo})
