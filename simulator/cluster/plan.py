@@ -89,7 +89,7 @@ class DisaggregationPlan:
     decode_router: RouterPlan = RouterPlan("least-requests")
     push: bool = False
     layerwise: bool = False
-    first_token: Role = "prefill"
+    first_token: Role = "prefill"  # noqa: S105 - not that kind of token
     min_prompt_tokens: int = 0
     decode_prefix_hits: bool = True
 

@@ -100,11 +100,7 @@ class Simulation:
             self.deliver: Finished = self.replicas[0].receive
             return
         self.around = around = self._surroundings()
-        decode_router = None
-        if cluster.disaggregation is not None:
-            asked = cluster.disaggregation.decode_router
-            rng = streams(options.get("seed", 0)).stream("decode-router")
-            decode_router = ROUTERS.get(asked.policy)(replace(around, rng=rng), asked.options)
+        decode_router = self._decode_router(around)
         also = Needs.NOTHING if decode_router is None else decode_router.needs
         router = ROUTERS.get(cluster.router.policy)(around, cluster.router.options)
         gate = None
@@ -270,6 +266,13 @@ class Simulation:
         seen = on_finish is not None if watched is None else watched
         self.replicas.append(Replica(index, group, self.clock, engine, self.columns.replica, watched=seen))
 
+    def _decode_router(self, around: Surroundings) -> Router | None:
+        if self.cluster.disaggregation is None:
+            return None
+        asked = self.cluster.disaggregation.decode_router
+        rng = streams(self._options.get("seed", 0)).stream("decode-router")
+        return ROUTERS.get(asked.policy)(replace(around, rng=rng), asked.options)
+
     def _movers(
         self,
         dispatcher: Dispatcher,
@@ -282,7 +285,7 @@ class Simulation:
         cluster, fleet = self.cluster, self.around.fleet
         if cluster.migration is not None:
             endless = self._options.get("horizon_s") is not None
-            return Migration(cluster, self._member, self.clock, self.columns, dispatcher, fleet, endless=endless)
+            return Migration(cluster, self._member, self.clock, self.columns, dispatcher, endless=endless)
         if handed_to is None or decode_router is None:
             return None
         decode = Dispatcher(

@@ -112,11 +112,11 @@ class OperatorCost:
     def _use(self, stage: tuple[tuple[Layer, ...], bool, bool]) -> None:
         layers, self._first, self._last = stage
         p = self.placed
-        self._layers = Counter(layers)
-        self._linears = {x: p.linears(self.model, x) for x in self._layers}
-        self._experts = self._expert_layers(eplb=p.eplb)
+        self.layers = Counter(layers)
+        self._linears = {x: p.linears(self.model, x) for x in self.layers}
+        self._experts = self.expert_layers(eplb=p.eplb)
         kinds: Counter[AttentionShape] = Counter()
-        for layer, count in self._layers.items():
+        for layer, count in self.layers.items():
             kinds[attention_shape(layer.attention, p.tp, p.kv_dtype, p.dtype_bytes)] += count
         self.attention_shapes = tuple(kinds.items())
         chunk_prices = [(n, self.operators.prefill_attention(s)) for s, n in self.attention_shapes]
@@ -126,7 +126,7 @@ class OperatorCost:
         self.uneven = any(b is not None for b in self.blocks)
         self._lag = next((0.5 / b.slots for b in self.blocks if b is not None), 0.0)
         self._prefill_launch = sum(n * self.operators.prefill_launch(s) for s, n in self.attention_shapes)
-        self._kernels = sum(n * self._kernels_of(x) for x, n in self._layers.items()) + 4
+        self._kernels = sum(n * self._kernels_of(x) for x, n in self.layers.items()) + 4
         self._by_tokens: Table[float] = Table(self._tokens_seconds)
         self._by_sampled: Table[float] = Table(lambda n: _seconds(self.sampled_entries(n)))
         self._mixed_decode: Table[tuple[Curve, Curve]] = Table(self._attention_curves)
@@ -146,7 +146,7 @@ class OperatorCost:
     def token_entries(self, tokens: int) -> list[Entry]:
         """Operators that depend on the tokens of the step alone (attention, logits and overhead apart)."""
         entries: list[Entry] = []
-        for layer, count in self._layers.items():
+        for layer, count in self.layers.items():
             entries += [e._replace(times=e.times * count) for e in self._layer_entries(layer, tokens)]
         row = self.model.hidden_size * self.placed.dtype_bytes
         if self._first:
@@ -184,10 +184,10 @@ class OperatorCost:
         exchange = experts.exchange(experts.rows(tokens, everybody))
         return [Entry("experts", 1, experts.experts(everybody)), *(Entry(name, 1, price) for name, price in exchange)]
 
-    def _expert_layers(self, *, eplb: bool) -> dict[Layer, ExpertLayer]:
+    def expert_layers(self, *, eplb: bool) -> dict[Layer, ExpertLayer]:
         """eplb: with experts placed by load, else one slice of them after the other."""
         p, found = self.placed, {}
-        for layer in self._layers:
+        for layer in self.layers:
             if layer.moe is None:
                 continue
             here = tuple(i for i, other in enumerate(self.model.layers) if other == layer)
@@ -283,7 +283,7 @@ class OperatorCost:
         aboard, or when the engine captures pieces alone. Between two attentions lies one piece; above the captured
         sizes every kernel is launched by itself.
         """
-        return self._kernels if tokens > self._graph_top else PIECE_LAUNCHES * sum(self._layers.values()) + 1
+        return self._kernels if tokens > self._graph_top else PIECE_LAUNCHES * sum(self.layers.values()) + 1
 
     # -- StepCost -----------------------------------------------------------------------------------------------
 

@@ -26,4 +26,7 @@ class EngineArgs:
     async_scheduling: bool | None = None  # None: as the policy does by default
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
+    data_parallel_size: int = 1  # ranks with schedulers and KV caches of their own that share experts
+    enable_eplb: bool = False
+    eplb_step_interval: int = 3000  # steps
     options: Mapping[str, object] = field(default_factory=dict)  # the policy's own

@@ -1,0 +1,65 @@
+"""Replicas of several data-parallel ranks: built, looked at from outside, and what they cannot do yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from simulator.cluster.cache_events import CacheEvents
+from simulator.cluster.plan import ClusterPlan
+from simulator.core.errors import ScenarioError
+from simulator.cost.power import ClockedCost
+from simulator.kv.pool import BlockPool
+from simulator.kv.prefix import PrefixCache
+from simulator.replica.engine import Engine
+from simulator.replica.pipeline import PipelineEngine
+from simulator.replica.wave import WaveEngine
+from simulator.routing.prefix_index import PrefixIndex
+
+
+class RankCacheEvents(CacheEvents):
+    """The replica holds a block as long as one of its ranks does."""
+
+    def __init__(self, pools: Sequence[BlockPool], replica: int, index: PrefixIndex | None) -> None:
+        super().__init__(pools[0], replica, index)
+        self._pools = [pool for pool in pools if isinstance(pool, PrefixCache)]
+        for pool in self._pools:
+            pool.publish(self._stored, self._removed)
+
+    def _removed(self, ids: Sequence[int]) -> None:
+        super()._removed([block for block in ids if not any(pool.holds(block) for pool in self._pools)])
+
+
+def cache_events(engine: Engine | PipelineEngine, replica: int, index: PrefixIndex | None) -> CacheEvents:
+    """What an engine's prefix caches report."""
+    if isinstance(engine, WaveEngine):
+        return RankCacheEvents([rank.pool for rank in engine.ranks], replica, index)
+    return CacheEvents(engine.state.pool, replica, index)
+
+
+def check_ranks(cluster: ClusterPlan) -> None:
+    """Raises ScenarioError where requests would have to leave or enter ranks in mid-flight, or clocks change."""
+    for group in cluster.groups:
+        args = group.args
+        if args.data_parallel_size == 1 and not args.enable_eplb:
+            continue
+        where = "engine.data_parallel_size" if args.data_parallel_size > 1 else "engine.enable_eplb"
+        if args.pipeline_parallel_size > 1:
+            raise ScenarioError(
+                f"group {group.name}: ranks that step together have no pipeline stages.",
+                where=where,
+                remedy="Set pipeline_parallel_size: 1.",
+            )
+        if isinstance(group.cost, ClockedCost):
+            raise ScenarioError(
+                f"group {group.name}: power caps and clocks are not known for ranks that share experts.",
+                where=where,
+                remedy="Leave hardware.power_cap_w and hardware.clock out.",
+            )
+        for name in ("disaggregation", "life"):
+            if getattr(cluster, name) is not None:
+                what = "cluster.disaggregation" if name == "disaggregation" else "scaling and faults"
+                raise ScenarioError(
+                    f"group {group.name}: {what} would move requests in and out of ranks that step together.",
+                    where=where,
+                    remedy="Use tensor_parallel_size instead, or a fixed cluster of replicas with role both.",
+                )
