@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf, nan
-from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,28 +20,20 @@ from numpy.typing import NDArray
 from simulator.cluster.candidates import Candidates
 from simulator.cluster.clock import PLAN, Clock
 from simulator.cluster.dispatcher import Dispatcher, Finished
-from simulator.cluster.plan import ClusterPlan, DisaggregationPlan
+from simulator.cluster.plan import ClusterPlan, DisaggregationPlan, Group
 from simulator.cluster.replica import Replica
-from simulator.cluster.transfers import Transfer, Transfers, Turnstile
+from simulator.cluster.transfers import Moved, Transfer, Transfers, Turnstile
 from simulator.core.errors import ScenarioError
 from simulator.kv.prefix import NO_HIT, BlockTable, PrefixCache
 from simulator.replica.engine import Observer
 from simulator.replica.moves import elsewhere, land
 from simulator.replica.recorder import Columns
-from simulator.replica.records import Ints, Status, TransferRecords
+from simulator.replica.records import Status
 from simulator.replica.steps import OnFinish
 from simulator.scheduling import POLICIES, EngineState
 from simulator.scheduling.request import Request
 from simulator.scheduling.step import Step
 from traces.trace import Trace
-
-
-class Moved(TypedDict, total=False):
-    """Fields of ``SimulationRecords`` that tell of requests between replicas."""
-
-    transfers: TransferRecords
-    link_bytes: dict[str, float]
-    prefill_replica: Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -431,10 +422,35 @@ def check(cluster: ClusterPlan, plan: DisaggregationPlan) -> None:
     for group in cluster.groups:
         if group.kv is None:
             raise ScenarioError(f"group {group.name} does not say how large its KV is.", where=where)
-        if group.role != "prefill" and not POLICIES.get(group.args.policy).grows:
+        fault = _unfit(group, plan)
+        if fault:
+            remedy = "Use engine policy vllm, sarathi or fastgen there."
             raise ScenarioError(
-                f"group {group.name}: engine policy {group.args.policy!r} reserves memory when it admits a request, "
-                "which KV from elsewhere does not pass.",
-                where=where,
-                remedy="Decode with vllm, sarathi, fastgen, sglang or vllm-v0.",
+                f"group {group.name}: engine policy {group.args.policy!r} {fault}.", where=where, remedy=remedy
             )
+    if plan.min_prompt_tokens and cluster.admission is not None:
+        raise ScenarioError(
+            "admission rules look at requests on their way to prefill replicas, which short prompts do not take.",
+            where=f"{where}.min_prompt_tokens",
+            remedy="Leave min_prompt_tokens or cluster.admission out.",
+        )
+    if cluster.life is not None:
+        raise ScenarioError(
+            "replicas that come and go are not modelled in a disaggregated cluster.",
+            where=where,
+            remedy="Leave cluster.scaling and cluster.faults out, or let every group do both, prefill and decode.",
+        )
+
+
+def _unfit(group: Group, plan: DisaggregationPlan) -> str:
+    """Why an engine policy cannot play its group's role; empty: it can."""
+    policy = group.args.policy
+    if policy == "sglang":
+        return "promises memory to requests as if no blocks were held for others"
+    if group.role == "prefill":
+        return ""
+    if not POLICIES.get(policy).grows:
+        return "reserves memory when it admits a request, which KV from elsewhere does not pass"
+    if policy == "vllm-v0" and plan.first_token != "prefill":  # noqa: S105 - not that kind of token
+        return "computes whole prompts only, not the last token of one"
+    return ""

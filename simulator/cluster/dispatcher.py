@@ -163,6 +163,11 @@ class Dispatcher:
         if ledger is not None:
             ledger.changed(chosen)
 
+    def joined(self, index: int, request: Request) -> None:
+        """A request has come to a replica from another one."""
+        if self._counts:
+            self._fleet.sent(index, request.prompt_tokens)
+
     def left(self, index: int, request: Request) -> None:
         """A request has gone from a replica without having ended: counters and routers forget it there."""
         self._gone(index, request)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, nextafter
+from typing import TypedDict
 
 import numpy as np
 from simpy.events import Event
@@ -12,7 +13,7 @@ from simpy.events import Event
 from simulator.cluster.clock import TRANSFER, Clock
 from simulator.hardware.network import Flow, Network
 from simulator.hardware.topology import Topology
-from simulator.replica.records import TransferRecords
+from simulator.replica.records import Ints, TransferRecords
 
 Arrived = Callable[[float], None]  # (now)
 
@@ -39,6 +40,14 @@ class KvBytes:
     def between(self, first: int, last: int) -> float:
         """Of the tokens ``[first, last)``."""
         return self.of(last) - self.of(first) if last > first else 0.0
+
+
+class Moved(TypedDict, total=False):
+    """Fields of ``SimulationRecords`` that tell of requests between replicas."""
+
+    transfers: TransferRecords
+    link_bytes: dict[str, float]
+    prefill_replica: Ints
 
 
 class Turnstile:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from simulator.cluster.plan import ClusterPlan, DisaggregationPlan, Group, RouterPlan
 from simulator.cluster.simulation import Simulation
 from simulator.cluster.transfers import KvBytes
+from simulator.core.errors import ScenarioError
 from simulator.hardware.gpu import gpu
 from simulator.hardware.topology import Fabric, Slot, Topology
 from simulator.metrics import analyse
@@ -109,3 +110,172 @@ def test_every_token_is_made_once_and_every_byte_arrives(
         for mode in (False, True)
     ]
     same(*runs)
+
+
+SYNC = replace(ARGS, async_scheduling=False, enable_prefix_caching=False)
+
+
+def one(prompt: int, output: int, **options: object) -> SimulationRecords:
+    """A request alone on one prefill and one decode replica with a NIC of 1 GB/s."""
+    requests = Trace(np.zeros(1), np.array([prompt]), np.array([output]))
+    plan = disaggregated(1, 1, blocks=2000, bandwidth=1e9, **{"args": SYNC, **options})
+    return checked(Simulation(requests, plan), requests)
+
+
+def test_the_way_takes_its_time() -> None:
+    """480 tokens are computed in 5 ms + 480 x 20 us + 480 x 480 x 1 ns = 14.83 ms, the TTFT. Their KV, 62.9 MB, takes
+    62.9 ms over 1 GB/s and 10 us of latency; then comes the second token, after a step of 5 ms + 100 us + 10 ns x 481."""
+    records = one(480, 3)
+    transfers, requests = records.transfers, records.requests
+    assert transfers is not None
+    assert requests.first_token[0] == pytest.approx(0.0148304)
+    assert transfers.num_bytes[0] == 480 * 131072
+    assert transfers.end[0] - transfers.start[0] == pytest.approx(480 * 131072 / 1e9 + 10e-6, rel=1e-9)
+    assert transfers.start[0] == pytest.approx(requests.first_token[0], abs=1e-12)
+    second = transfers.end[0] + 0.005 + 1e-4 + 1e-8 * 481
+    assert requests.finish[0] == pytest.approx(second + 0.005 + 1e-4 + 1e-8 * 482)
+    assert (requests.replica[0], records.prefill_replica) == (1, [0])
+
+
+def test_layer_by_layer_only_the_last_layer_is_left_when_the_prompt_is_computed() -> None:
+    """200 GB/s are fast enough for the other 31 of 32 layers to keep up."""
+    fast = {"args": SYNC, "push": True, "bandwidth": None}
+    requests = Trace(np.zeros(1), np.array([480]), np.array([3]))
+    ends = []
+    for layerwise in (False, True):
+        records = checked(Simulation(requests, disaggregated(1, 1, layerwise=layerwise, **fast)), requests)  # type: ignore[arg-type]
+        assert records.transfers is not None
+        ends.append(records.transfers.end[0] - records.requests.first_token[0] - 10e-6)
+    assert ends == pytest.approx([480 * 131072 / 50e9, 480 * 131072 / 50e9 / 32], rel=1e-9)
+
+
+def test_a_slow_network_is_behind_layer_by_layer_too() -> None:
+    """1 GB/s cannot keep up: the transfer takes what its bytes take, from the beginning of the prompt on."""
+    records = one(480, 3, push=True, layerwise=True)
+    assert records.transfers is not None
+    assert records.transfers.end[0] == pytest.approx(480 * 131072 / 1e9 + 10e-6, rel=1e-9)
+
+
+def test_the_decode_side_may_compute_the_last_prompt_token_again() -> None:
+    """Its token comes after the transfer of 479 tokens' KV and a step with that one token over 480."""
+    records = one(480, 3, first_token="decode")
+    transfers = records.transfers
+    assert transfers is not None
+    assert transfers.num_bytes[0] == 479 * 131072
+    assert records.requests.first_token[0] == pytest.approx(transfers.end[0] + 0.005 + 2e-5 + 959e-9, rel=1e-9)
+    assert records.tokens_recomputed == 1
+
+
+def test_one_output_token_needs_no_decode_replica() -> None:
+    records = one(480, 1)
+    assert records.transfers is not None
+    assert not len(records.transfers.start)
+    assert records.requests.replica.tolist() == [0]
+
+
+def test_a_full_decode_side_holds_the_blocks_of_the_prefill_side() -> None:
+    """20 requests of 10 blocks come at once; the decode replica has room for four of them at a time, so the others wait
+    on the prefill replica, whose blocks (for 8 of them) are full: it stops computing prompts."""
+    requests = Trace(np.zeros(20), np.full(20, 150), np.full(20, 10))
+    plan = disaggregated(1, 1, args=SYNC)
+    small = (replace(plan.groups[0], num_gpu_blocks=81), replace(plan.groups[1], num_gpu_blocks=41))
+    pressed, free = (
+        checked(Simulation(requests, p), requests) for p in (replace(plan, groups=small), plan)
+    )  # fmt: skip
+    assert pressed.transfers is not None
+    assert pressed.transfers.request.tolist() == list(range(20))  # first come, first served
+    here = pressed.steps.replica == 0
+    assert pressed.steps.free_blocks[here].min() == 0
+    assert pressed.requests.first_token.max() > 1.5 * free.requests.first_token.max()
+    in_batch = pressed.steps.num_decodes[pressed.steps.replica == 1]
+    assert in_batch.max() <= 4
+
+
+def test_what_the_decode_side_has_cached_is_not_sent() -> None:
+    """Conversations come back: their prompts' blocks are where they were decoded, if the router sends them there."""
+    requests = trace(200, 20.0)
+    sent = {}
+    for hits in (True, False):
+        plan = disaggregated(1, 1, blocks=3000, decode_prefix_hits=hits)
+        records = checked(Simulation(requests, plan), requests)
+        assert records.transfers is not None
+        sent[hits] = records.transfers.num_bytes.sum()
+    multi = requests.output_tokens > 1
+    assert sent[False] == requests.prompt_tokens[multi].sum() * 131072
+    assert sent[True] < 0.5 * sent[False]
+
+
+def test_short_prompts_are_computed_where_they_are_decoded() -> None:
+    requests = trace(100, 20.0)
+    records = checked(Simulation(requests, disaggregated(min_prompt_tokens=100)), requests)
+    short = requests.prompt_tokens < 100
+    assert records.prefill_replica is not None
+    assert (records.prefill_replica[short] == -1).all()
+    assert (records.requests.replica[short] >= 2).all()
+    long = ~short & (requests.output_tokens > 1)
+    assert np.isin(records.prefill_replica[long], [0, 1]).all()
+    assert (records.requests.replica[long] >= 2).all()
+
+
+def test_requests_that_fit_one_side_alone_are_rejected() -> None:
+    """A prompt of 600 tokens fits the prefill replica with 10 tokens of output or 900; the decode replica holds 800."""
+    requests = Trace(np.zeros(4), np.full(4, 600), np.array([10, 900, 1, 201]))
+    plan = disaggregated(1, 1)
+    small = replace(plan, groups=(plan.groups[0], replace(plan.groups[1], num_gpu_blocks=51)))
+    records = checked(Simulation(requests, small), requests)
+    served = [Status.FINISHED, Status.REJECTED, Status.FINISHED, Status.FINISHED]
+    assert records.requests.status.tolist() == served
+
+
+@pytest.mark.parametrize("horizon", [0.05, 0.4, 1.1])
+def test_a_horizon_leaves_requests_on_the_way_in_flight(horizon: float) -> None:
+    requests = trace(60, 80.0)
+    plan = disaggregated(bandwidth=1e9)
+    runs = [Simulation(requests, plan, horizon_s=horizon, step_mode=mode).run() for mode in (False, True)]
+    same(*runs)
+    records = runs[0]
+    ends_once(records, requests, drained=False)
+    assert (records.requests.status == Status.IN_FLIGHT).any()
+    transfers = records.transfers
+    assert transfers is not None
+    assert ((transfers.end <= horizon) | np.isinf(transfers.end)).all()
+    carried = [b for name, b in records.link_bytes.items() if name.endswith("in")]
+    assert sum(carried) == pytest.approx(transfers.num_bytes.sum(), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "first_token"),
+    [
+        ("vllm", "vllm-v0", "prefill"),
+        ("vllm-v0", "sarathi", "decode"),
+        ("sarathi", "fastgen", "decode"),
+        ("fastgen", "sarathi", "prefill"),
+        ("orca", "vllm", "prefill"),
+        ("static", "fastgen", "decode"),
+    ],
+)
+def test_policies_of_both_sides_may_differ(prefill: str, decode: str, first_token: str) -> None:
+    requests = trace(80, 80.0, seed=5)
+    plan = disaggregated(blocks=90, bandwidth=1e10, first_token=first_token)
+    one, other = plan.groups
+    args = [
+        replace(ARGS, policy=policy, async_scheduling=False, enable_prefix_caching=None, max_model_len=640)
+        for policy in (prefill, decode)
+    ]
+    plan = replace(plan, groups=(replace(one, args=args[0]), replace(other, args=args[1])))
+    same(*(checked(Simulation(requests, plan, step_mode=mode), requests) for mode in (False, True)))
+
+
+def test_what_cannot_be_handed_over_is_refused() -> None:
+    plan = disaggregated()
+    with pytest.raises(ScenarioError, match="layer by layer"):
+        Simulation(trace(5), disaggregated(layerwise=True))
+    with pytest.raises(ScenarioError, match="role prefill"):
+        Simulation(trace(5), replace(plan, groups=tuple(replace(g, role="both") for g in plan.groups)))
+    with pytest.raises(ScenarioError, match="topology"):
+        Simulation(trace(5), replace(plan, topology=None))
+    orca = replace(ARGS, policy="orca", enable_prefix_caching=False, async_scheduling=False)
+    for policy, why in (("orca", "'orca' reserves"), ("sglang", "'sglang' promises")):
+        args = replace(orca, policy=policy)
+        with pytest.raises(ScenarioError, match=why):
+            Simulation(trace(5), replace(plan, groups=(plan.groups[0], replace(plan.groups[1], args=args))))
