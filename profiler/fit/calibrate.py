@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from statistics import median_low
 
 import numpy as np
 import pandas as pd
@@ -51,6 +52,9 @@ def calibrate(
         for key, part in parts(frame, recipe):
             if len(part) < MINIMUM:
                 progress(f"{operator} {key}: {len(part)} points are too few")
+                continue
+            if part.drop_duplicates(list(recipe.shape)).shape[0] < recipe.fewest:
+                progress(f"{operator} {key}: fewer than {recipe.fewest} whole shapes")
                 continue
             found = one(operator, key, recipe, ceilings, part)
             if found.held_out is None or found.held_out.mean > USELESS:
@@ -135,7 +139,7 @@ def without_projections(
 def network(
     frames: Mapping[str, pd.DataFrame],
 ) -> tuple[dict[tuple[str, int], Collective], dict[str, HeldOut]]:
-    """Collectives as measured, made never to fall with size. Error: each inner size from its two neighbours."""
+    """Collectives as measured, made never to fall with size. Error: each inner size from all the others."""
     found: dict[tuple[str, int], Collective] = {}
     errors: dict[str, HeldOut] = {}
     for operator in NETWORK:
@@ -149,15 +153,29 @@ def network(
             rows = frame.loc[frame["ranks"] == number].sort_values("size_bytes")
             size, seconds = rows["size_bytes"].to_numpy(float), rows["seconds"].to_numpy(float)
             for i in range(1, len(size) - 1):
-                guess = np.interp(size[i], size[[i - 1, i + 1]], seconds[[i - 1, i + 1]])
+                guess = np.interp(size[i], np.delete(size, i), rising(np.delete(seconds, i)))
                 misses.append(abs(guess / seconds[i] - 1.0))
-            steady = np.maximum.accumulate(seconds)
             found[operator, number] = Collective(
-                operator, number, tuple(size.tolist()), tuple(float(f"{s:.5g}") for s in steady)
+                operator, number, tuple(size.tolist()), tuple(float(f"{s:.5g}") for s in rising(seconds))
             )
         if misses:
             errors[operator] = HeldOut.of(np.asarray(misses), len(misses), len(misses))
     return found, errors
+
+
+def rising(seconds: Floats) -> Floats:
+    """The nearest times that never fall, in absolute deviation: pooled neighbours, each pool at its median (of an even
+    number the lower one), so that one hiccup of a benchmark does not raise every size beyond it.
+
+    Pool adjacent violators with medians: Robertson, Wright and Dykstra, Order Restricted Statistical Inference, 1988.
+    """
+    pools: list[list[float]] = []
+    for value in seconds.tolist():
+        pools.append([value])
+        while len(pools) > 1 and median_low(pools[-2]) > median_low(pools[-1]):
+            last = pools.pop()
+            pools[-1] += last
+    return np.concatenate([np.full(len(pool), median_low(pool)) for pool in pools])
 
 
 def elementwise(frame: pd.DataFrame | None, ceilings: Ceilings) -> Stream | None:

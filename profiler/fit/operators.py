@@ -56,6 +56,7 @@ class Recipe:
     streamed: Callable[[Points], Floats] | None = None
     reach: Callable[[float], float] = lambda cache: cache
     forest: ForestSpec | None = None
+    fewest: int = 2  # whole shapes
 
     def cold(self, points: Points, seconds: Floats, ceilings: Ceilings) -> np.ndarray:
         """Which rows an engine would see too. Benchmarks call a kernel again and again on the same operands; where the
@@ -251,6 +252,7 @@ RECIPES: Mapping[str, Recipe] = {
     "gemm": Recipe(
         GEMM, ("dtype",), ("n", "k"), _gemm, _gemm_specs, lambda x: x["size"], lambda cache: 34e6 * (cache > 64e6),
         ForestSpec(500, 8),
+        fewest=12,  # of (n, k): a handful says nothing of the others, and near relations' kernels say more
     ),
     "prefill_attention": Recipe(PREFILL, ("head_dim", "kv_dtype"), ("heads", "kv_heads"), _prefill, _prefill_specs),
     "decode_attention": Recipe(

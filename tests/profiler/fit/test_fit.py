@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from profiler.fit.calibrate import calibrate, network, parts
+from profiler.fit.calibrate import calibrate, network, parts, rising
 from profiler.fit.command import write
 from profiler.fit.crossval import fit, folds_by_shape
 from profiler.fit.operators import RECIPES
@@ -107,6 +107,13 @@ def test_a_fit_is_the_same_every_time_and_survives_its_file(tmp_path: Path) -> N
     )
 
 
+def test_products_of_a_handful_of_matrices_say_nothing_of_others() -> None:
+    frame = gemm_frame(ms=tuple(range(1, 60)))
+    few = frame.loc[(frame["n"] <= 1024) & (frame["k"] <= 512)]  # six shapes of 59 token counts
+    with pytest.raises(CalibrationError, match="no operator"):
+        calibrate(Tables({"gemm": few}), "H100-SXM", CEILINGS)
+
+
 def test_tables_that_hold_nothing_to_fit_are_refused() -> None:
     with pytest.raises(CalibrationError, match="no operator"):
         calibrate(Tables({"gemm": gemm_frame().head(10)}), "H100-SXM", CEILINGS)
@@ -137,6 +144,11 @@ def test_collectives_never_get_faster_with_size() -> None:
     frame = pd.DataFrame({"ranks": 2, "size_bytes": [256.0, 512.0, 1024.0], "seconds": [5e-6, 4e-6, 6e-6]})
     found, errors = network({"all_reduce": frame})
     collective = found["all_reduce", 2]
-    assert list(collective.seconds) == [5e-6, 5e-6, 6e-6]
+    assert list(collective.seconds) == [4e-6, 4e-6, 6e-6]
     assert collective.at(2048.0) == pytest.approx(12e-6)  # beyond the table its bytes per second hold
     assert errors["all_reduce"].points == 1
+
+
+def test_one_hiccup_of_a_benchmark_does_not_slow_every_larger_buffer() -> None:
+    seconds = np.array([6.0, 15.0, 6.2, 6.5, 6.9, 8.4, 11.4, 14.9]) * 1e-6
+    assert rising(seconds).tolist() == pytest.approx([6e-6, 6.2e-6, 6.2e-6, 6.5e-6, 6.9e-6, 8.4e-6, 11.4e-6, 14.9e-6], rel=0.06)
