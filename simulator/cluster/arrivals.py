@@ -96,9 +96,9 @@ class Arrivals:
     def _arrive(self, _: Event) -> None:
         current = self._next
         assert current is not None
-        time = current[0]
-        while current is not None and current[0] <= time:
-            row, prompt, output, priority, skipped = current[1:]
+        clock, time = self.clock, current[0]
+        while current is not None and (current[0] <= time or clock.pass_to(current[0])):
+            time, row, prompt, output, priority, skipped = current
             if skipped:
                 self._follow(row, time)
             else:

@@ -24,7 +24,9 @@ class CacheEvents:
         self._changes.update(dict.fromkeys(ids, True))
 
     def _removed(self, ids: Sequence[int]) -> None:
-        self._changes.update(dict.fromkeys(ids, False))
+        changes = self._changes
+        for block in ids:  # mostly one
+            changes[block] = False
 
     def forget(self) -> None:
         """The engine is gone, and its cache with it."""

@@ -48,7 +48,7 @@ class Candidates:
     def of(self, row: int) -> Ints:
         """Replicas for a row, ascending; empty when all that could serve it are closed."""
         kind = self._kind if self._kinds is None else self._kinds[row]
-        found = self._found.get(kind)
+        found = self._found.get(kind)  # the same array until something opens or closes
         if found is None:
             chosen = [i for i, g in enumerate(self._member) if kind >> g & 1 and self._open[i]]
             found = self._found[kind] = np.array(chosen, dtype=np.int64)

@@ -33,6 +33,15 @@ class Clock(Environment):
         heappush(self._queue, (time, rank, next(self._eid), event))  # type: ignore[misc]  # rank is a plain int, simpy's a NewType
         return event
 
+    def pass_to(self, time: float) -> bool:
+        """Be at ``time`` at once if nothing else is due by then; it counts as an event."""
+        queue = self._queue
+        if queue and queue[0][0] <= time:
+            return False
+        self._now = time
+        next(self._eid)
+        return True
+
     @property
     def num_events(self) -> int:
         """Events scheduled so far."""

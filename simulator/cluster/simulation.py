@@ -121,6 +121,7 @@ class Simulation:
         apart = self.moves if isinstance(self.moves, Disaggregation) else None  # prefill and decode
         finished_on = dispatcher.finished_on if apart is None else apart.finished_on
         self._reads_queues = bool(dispatcher.needs & Needs.QUEUED_TOKENS)
+        self._reads_metrics = self._reads_queues or bool(dispatcher.needs & Needs.METRICS)
         if cluster.life is not None:
             self._come_and_go(cluster.life, dispatcher, candidates, pass_on)
             return
@@ -319,6 +320,8 @@ class Simulation:
         here = enumerate(self.replicas) if self.lifecycle is None else self.lifecycle.answering()
         for i, replica in here:
             replica.engine.settle(now)
+            if not self._reads_metrics:
+                continue  # only the caches' events are wanted
             state = replica.engine.state
             fleet.waiting[i], fleet.running[i] = len(state.waiting), len(state.running)
             fleet.free_blocks[i] = state.pool.free

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import numpy as np
+
 from simulator.core.options import Range, read_options
 from simulator.routing.fleet import Among, Ints, least
 from simulator.routing.prefix_index import PrefixIndex, RoutedPrefixes, least_of
@@ -75,7 +77,7 @@ class PrefixAware(Router):
         in_flight = self._fleet.in_flight
         all_open = len(candidates) == len(in_flight)
         loads = in_flight if all_open else in_flight[candidates]
-        low, high = int(loads.min()), int(loads.max())
+        low, high = int(np.minimum.reduce(loads)), int(np.maximum.reduce(loads))
         if high - low > self._options.balance_abs and high > self._options.balance_rel * low:
             return -1
         allowed = self._among.bits(candidates)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,18 +31,19 @@ class PrefixIndex:
     def add(self, replica: int, ids: Iterable[int]) -> None:
         """``replica`` now holds the blocks ``ids``."""
         masks, bit = self._masks, 1 << replica
-        for block in ids:
-            masks[block] = masks.get(block, 0) | bit
+        new = dict.fromkeys(ids, bit)
+        shared = masks.keys() & new.keys()
+        for block in shared:
+            new[block] = masks[block] | bit
+        masks.update(new)
 
     def remove(self, replica: int, ids: Iterable[int]) -> None:
         """``replica`` no longer holds them."""
         masks, bit = self._masks, 1 << replica
         for block in ids:
-            left = masks.get(block, 0) & ~bit
-            if left:
+            mask = masks.pop(block, bit)
+            if mask != bit and (left := mask & ~bit):
                 masks[block] = left
-            else:
-                masks.pop(block, None)
 
     def clear(self, replica: int) -> None:
         """``replica`` has lost everything."""
@@ -93,8 +95,9 @@ class PrefixIndex:
         return blocks
 
 
+@lru_cache(maxsize=4096)  # popular prefixes are held by the same replicas for a while
 def positions(mask: int, size: int) -> NDArray[np.int64]:
-    """Positions of the ones among ``size`` bits, ascending."""
+    """Positions of the ones among ``size`` bits, ascending. Not to be written to."""
     width = -(-size // 8)
     octets = np.frombuffer(mask.to_bytes(width, "little"), dtype=np.uint8)
     return np.flatnonzero(np.unpackbits(octets, bitorder="little"))

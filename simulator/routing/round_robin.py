@@ -23,12 +23,13 @@ class RoundRobin(Router):
     def __init__(self, around: Surroundings, options: Mapping[str, bool | int | float | str]) -> None:
         read_options(NoOptions, "round-robin", options, "router")
         self._last = -1
+        self._size = around.fleet.size
 
     def route(self, request: Request, candidates: Ints, now: float) -> int:
         del request, now
         after = self._last + 1
-        if len(candidates) > after and candidates[after] == after:  # nobody below is closed: the usual case
-            self._last = after
+        if len(candidates) == self._size:  # nobody is closed: the usual case
+            self._last = after if after < self._size else 0
         else:
             following = candidates[candidates > self._last]
             self._last = int(following[0] if len(following) else candidates[0])
