@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 
 from simulator.core.options import Range, read_options
-from simulator.faults.source import FAULTS, Faults, Loss, OptionValue, Surroundings
+from simulator.faults.source import FAULTS, Faults, Loss, OptionValue, Surroundings, chosen_group
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,8 @@ class Options:
 class Failures(Faults):
     """Replicas fail without warning: mean time between failures ``mtbf_s``, to repair ``mttr_s``, both exponential.
 
-    Decides: for each replica that starts, when it fails and how long its GPUs are gone. Every place has a random
+    Decides: for each replica that starts (of ``group``, where it is given), when it fails and how long its GPUs are
+        gone. Every place has a random
         stream of its own, so a change of policy leaves the failures of other places alone.
     Why it helps: shows what redundancy and quick restarts are worth.
     Limits: failures are independent; racks and switches that take several replicas along are not modelled.
@@ -31,11 +32,14 @@ class Failures(Faults):
     """
 
     def __init__(self, around: Surroundings, options: Mapping[str, OptionValue]) -> None:
-        self._options = read_options(Options, "failures", options, "fault source")
+        self._group, rest = chosen_group("failures", around, options)
+        self._options = read_options(Options, "failures", rest, "fault source")
         self._around = around
         self._streams: dict[int, np.random.Generator] = {}
 
     def loss(self, group: int, slot: int) -> Loss | None:
+        if self._group not in {None, group}:
+            return None
         rng = self._streams.get(slot)
         if rng is None:
             rng = self._streams[slot] = self._around.stream(f"faults.failures.{slot}")

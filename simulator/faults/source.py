@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
 from typing import Literal, Protocol
 
 import numpy as np
 
+from simulator.core.errors import PolicyError
 from simulator.core.registry import Registry
 
 OptionValue = bool | int | float | str
@@ -60,13 +60,16 @@ class Faults(Protocol):
 
 FAULTS: Registry[type[Faults]] = Registry("fault source")
 
-NEVER = Loss(inf, "failure")
 
-
-def group_index(names: Sequence[str], wanted: str) -> int | None:
-    """Index of a group by name; '' is every group (None). Raises KeyError."""
-    if not wanted:
-        return None
-    if wanted not in names:
-        raise KeyError(wanted)
-    return list(names).index(wanted)
+def chosen_group(
+    policy: str, around: Surroundings, options: Mapping[str, OptionValue]
+) -> tuple[int | None, dict[str, OptionValue]]:
+    """(index of the group that option ``group`` names, None without; the other options). Raises PolicyError."""
+    rest = dict(options)
+    wanted = rest.pop("group", None)
+    if wanted is None:
+        return None, rest
+    if wanted not in around.groups:
+        message = f"fault source {policy!r}: there is no group {wanted!r}."
+        raise PolicyError(message, remedy=f"Groups: {', '.join(around.groups)}.")
+    return around.groups.index(str(wanted)), rest

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from simulator.core.errors import PolicyError
-from simulator.faults.source import FAULTS, Change, Faults, OptionValue, Surroundings, group_index
+from simulator.faults.source import FAULTS, Change, Faults, OptionValue, Surroundings, chosen_group
 
 NAMES = ("path", "warning_s", "offset_s", "group")
 
@@ -32,11 +32,7 @@ class SpotTrace(Faults):
         if not isinstance(path, str):
             raise PolicyError("fault source 'spot-trace': option 'path' is missing.", remedy="Give the CSV file.")
         warning, offset = (_number(name, options.get(name, 0.0)) for name in ("warning_s", "offset_s"))
-        try:
-            group = group_index(around.groups, str(options.get("group", ""))) or 0
-        except KeyError as error:
-            message = f"fault source 'spot-trace': there is no group {error.args[0]!r}."
-            raise PolicyError(message, remedy=f"Groups: {', '.join(around.groups)}.") from None
+        group = chosen_group("spot-trace", around, options)[0] or 0
         events = read_events(Path(path))
         there: dict[str, None] = {}
         for time, up, node in events:
