@@ -2,6 +2,8 @@
 
 from simulator.routing import (  # noqa: F401 - imported to register them
     capacity_weighted,
+    freeness,
+    least_heavy,
     least_kv,
     least_requests,
     least_tokens,

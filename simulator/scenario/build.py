@@ -196,11 +196,12 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
         for setup, spec, speed in zip(setups, specs, speeds, strict=True)
     )
     router, handover = scenario.cluster.router, scenario.cluster.disaggregated
-    ways = None
-    if handover is not None:
+    ways, migration = None, scenario.cluster.migration
+    if handover is not None or migration is not None:
         engines = [interconnect.Engine(setup.model, setup.gpu, setup.cost.placed) for setup in setups]
         interconnect.check_same_kv(groups, engines, "cluster.groups")
         ways = interconnect.topology(scenario.cluster.network, groups, engines)
+    if handover is not None:
         with at("cluster.disaggregation.decode_router.policy"):
             ROUTERS.get(handover.decode_router.policy)
     with at("cluster.router.policy"):
@@ -211,6 +212,7 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
         groups,
         RouterPlan(router.policy, router.options, router.metrics_interval_s),
         disaggregation=None if handover is None else handover.plan(),
+        migration=None if migration is None else migration.plan(),
         topology=ways,
         admission=None if admission is None else admission.plan(None if slo is None else slo.ttft_s),
         life=build_life(scenario.cluster, kinds, scenario.seed),

@@ -10,7 +10,7 @@ from pydantic import Field
 from simulator.scenario.admission import AdmissionSpec
 from simulator.scenario.engine import EngineSpec, HardwareSpec, ModelSpec
 from simulator.scenario.lifecycle import ColdStartSpec, FaultSpec, ScalingSpec
-from simulator.scenario.network import DisaggregationSpec, NetworkSpec
+from simulator.scenario.network import DisaggregationSpec, MigrationSpec, NetworkSpec
 from simulator.scenario.spec import (
     Bool,
     Int,
@@ -79,6 +79,8 @@ class ClusterSpec:
     disaggregation: DisaggregationSpec | None = None
     """How requests go from groups with role prefill to groups with role decode; null: the defaults, where there are
     such groups."""
+    migration: MigrationSpec | None = None
+    """Live migration of requests between replicas; null: none."""
     network: NetworkSpec | None = None
     """Nodes and the links between them; null: as the GPUs' catalogue entries say."""
     admission: AdmissionSpec | None = None
@@ -98,7 +100,8 @@ class ClusterSpec:
         return self.disaggregation
 
     def __post_init__(self) -> None:
-        if self.network is not None and self.disaggregated is None and self.network.only_for_transfers:
+        moves = self.disaggregated is not None or self.migration is not None
+        if self.network is not None and not moves and self.network.only_for_transfers:
             unused = ", ".join(self.network.only_for_transfers)
             raise ValueError(f"no KV moves in this cluster, so 'network' cannot use {unused}.")
         if self.cold_start is not None and self.scaling is None and not self.faults:

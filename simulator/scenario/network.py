@@ -7,10 +7,23 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from simulator.cluster.plan import DisaggregationPlan, RouterPlan
+from simulator.cluster.plan import DisaggregationPlan, MigrationPlan, RouterPlan
 from simulator.hardware.gpu import Gpu
 from simulator.hardware.topology import EFFICIENCY, Fabric, Wan
-from simulator.scenario.spec import Bool, Bytes, Int, Name, NonNegative, Number, Positive, Seconds, Shorthand, Str, spec
+from simulator.scenario.spec import (
+    Bool,
+    Bytes,
+    Int,
+    Name,
+    NonNegative,
+    Number,
+    Positive,
+    PositiveSeconds,
+    Seconds,
+    Shorthand,
+    Str,
+    spec,
+)
 
 Efficiency = Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)]
 
@@ -120,4 +133,32 @@ class DisaggregationSpec:
             first_token=self.first_token,
             min_prompt_tokens=self.min_prompt_tokens,
             decode_prefix_hits=self.decode_prefix_hits,
+        )
+
+
+@spec
+class MigrationSpec:
+    """Live migration as Llumnix does it: requests move while they decode, from replicas short of memory to free ones.
+
+    Freeness: tokens that every running request of a replica could still make, less what the head of its queue needs.
+    """
+
+    interval_s: PositiveSeconds = 0.5
+    """Replicas are paired so often."""
+    out_below_tokens: Number = 64.0
+    """Replicas with less freeness give requests away."""
+    in_above_tokens: Number = 256.0
+    """Replicas with more freeness take them."""
+    last_stage_tokens: Positive = 16
+    """So few tokens left to copy, and the request stops for the last copy."""
+    max_stages: Positive = 8
+    """Copies before it stops in any case."""
+
+    def plan(self) -> MigrationPlan:
+        return MigrationPlan(
+            interval_s=self.interval_s,
+            out_below_tokens=self.out_below_tokens,
+            in_above_tokens=self.in_above_tokens,
+            last_stage_tokens=self.last_stage_tokens,
+            max_stages=self.max_stages,
         )
