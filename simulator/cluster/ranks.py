@@ -15,6 +15,8 @@ from simulator.replica.pipeline import PipelineEngine
 from simulator.replica.wave import WaveEngine
 from simulator.routing.prefix_index import PrefixIndex
 
+MOVERS = {"disaggregation": "disaggregation", "life": "scaling and faults", "migration": "migration"}
+
 
 class RankCacheEvents(CacheEvents):
     """The replica holds a block as long as one of its ranks does."""
@@ -55,11 +57,16 @@ def check_ranks(cluster: ClusterPlan) -> None:
                 where=where,
                 remedy="Leave hardware.power_cap_w and hardware.clock out.",
             )
-        for name in ("disaggregation", "life"):
+        if group.tiers is not None:
+            raise ScenarioError(
+                f"group {group.name}: KV tiers behind ranks that step together are not modelled.",
+                where=where,
+                remedy="Leave the tiers out, or use tensor_parallel_size instead.",
+            )
+        for name, what in MOVERS.items():
             if getattr(cluster, name) is not None:
-                what = "cluster.disaggregation" if name == "disaggregation" else "scaling and faults"
                 raise ScenarioError(
                     f"group {group.name}: {what} would move requests in and out of ranks that step together.",
                     where=where,
-                    remedy="Use tensor_parallel_size instead, or a fixed cluster of replicas with role both.",
+                    remedy=f"Leave {what} out, or use tensor_parallel_size instead.",
                 )

@@ -332,14 +332,19 @@ def find(gpu: Gpu) -> Calibration | None:
     files = shipped()
     if gpu.name in files:
         return load(files[gpu.name])
-    twin = TRANSFER.get(gpu.name, "")
+    whole = gpu.sliced_from or gpu.name
+    twin = whole if whole in files else TRANSFER.get(whole, "")
     return transferred(load(files[twin]), gpu) if twin in files else None
 
 
 def transferred(calibration: Calibration, gpu: Gpu) -> Calibration:
-    """The same efficiencies under another GPU's ceilings. Its links are its own: collectives are left out."""
-    own = MULTIPROCESSORS.get(gpu.name, calibration.ceilings.multiprocessors)
-    ceilings = Ceilings.of(gpu, own, CACHE_BYTES.get(gpu.name, calibration.ceilings.cache_bytes))
+    """The same efficiencies under the ceilings of another GPU, or of a slice of this one. Its links are its own:
+    collectives are left out.
+    """
+    whole = gpu.sliced_from or gpu.name
+    own = round(MULTIPROCESSORS.get(whole, calibration.ceilings.multiprocessors) * gpu.compute_share)
+    cache_bytes = CACHE_BYTES.get(whole, calibration.ceilings.cache_bytes) * gpu.memory_share
+    ceilings = Ceilings.of(gpu, own, cache_bytes)
     return replace(
         calibration,
         name=f"{gpu.name} from {calibration.name}",

@@ -129,7 +129,7 @@ def blocks_of(gpu: Gpu, shape: AttentionShape, rates: Rates = MEASURED) -> Block
     chip = max((name for name in CHIPS if gpu.name.startswith(name)), key=len, default=None)
     if chip is None or not fuses(gpu) or shape.kind != "softmax":
         return None
-    sms, l2 = CHIPS[chip]
+    sms, l2 = round(CHIPS[chip][0] * gpu.compute_share), CHIPS[chip][1] * gpu.memory_share
     dim = shape.head_dim
     tile = 256 if dim <= 64 else 128 if dim <= 128 else 64  # keys of a tile, see flash_fwd_launch_template.h
     shared = (QUERIES + 2 * tile) * dim * 2  # bytes: queries, keys, values

@@ -105,6 +105,13 @@ def place(model: Model, gpu: Gpu, deployment: Deployment) -> Placed:
     kv = deployment.kv_cache_dtype
     kv = dtype if kv == "auto" else kv
     check_experts(model, deployment)
+    ranks = tp * pp * deployment.data_parallel_size
+    if gpu.sliced_from and ranks > 1:
+        raise HardwareError(
+            f"MIG slices have no links to each other, and {ranks} of {gpu.name} would need them",
+            where="tensor_parallel_size",
+            remedy=f"Use {gpu.sliced_from} whole, or cluster.replicas of one slice each.",
+        )
     return Placed(
         tp, pp, deployment.enable_expert_parallel, weight_format(dtype).name, quantization, kv,
         deployment.data_parallel_size, deployment.all2all_backend, deployment.expert_skew, deployment.enable_eplb,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import yaml
 
 from simulator.core.errors import HardwareError
 from simulator.core.names import suggestion
+from simulator.hardware.mig import OVERHEAD_BYTES, PROFILES
 
 CATALOGUE = Path(__file__).with_name("catalogue.yaml")
 GIB = 1024**3
@@ -50,6 +51,9 @@ class Gpu:
     vendor: str
     aliases: tuple[str, ...]
     source: str
+    sliced_from: str = ""  # the GPU that this is a MIG slice of
+    compute_share: float = 1.0  # of that GPU's multiprocessors
+    memory_share: float = 1.0  # of its memory, bandwidth and L2 cache
 
     def peak(self, math: str) -> tuple[str, float]:
         """(number format the product really runs in, FLOP/s): formats without tensor cores fall back to 16 bits.
@@ -111,8 +115,51 @@ def _by_key() -> Mapping[str, Gpu]:
 
 
 def gpu(name: str) -> Gpu:
-    """A GPU by name or alias; case, ``-``, ``_`` and a leading ``NVIDIA`` do not matter. Raises HardwareError."""
+    """A GPU by name or alias; case, ``-``, ``_`` and a leading ``NVIDIA`` do not matter. Raises HardwareError.
+
+    ``H100-SXM/3g.40gb`` is a slice of one, see ``mig.py``.
+    """
     found = _by_key().get(_key(name))
+    if found is None and "/" in name:
+        whole, _, profile = name.partition("/")
+        return sliced(gpu(whole), profile)
     if found is None:
         raise HardwareError(f"unknown GPU {name!r}", where="gpu", remedy=suggestion(name, gpus(), noun="known GPUs"))
     return found
+
+
+def sliced(whole: Gpu, name: str) -> Gpu:
+    """The GPU instance of ``whole`` with this profile. Raises HardwareError when there is none."""
+    known = PROFILES.get(whole.name)
+    if known is None:
+        raise HardwareError(
+            f"MIG slices of {whole.name} are not known", where="gpu", remedy=f"Slice one of {', '.join(PROFILES)}."
+        )
+    profile = known.get(name.lower().removeprefix("mig").strip("- "))
+    if profile is None:
+        raise HardwareError(
+            f"{whole.name} has no MIG profile {name!r}",
+            where="gpu",
+            remedy=suggestion(name, known, noun="profiles"),
+        )
+    compute, memory, price = profile.multiprocessors, profile.memory / 8, profile.price_share
+    label = next(key for key, other in known.items() if other == profile)
+    return replace(
+        whole,
+        name=f"{whole.name}/{label}",
+        memory_bytes=round(whole.memory_bytes * memory) - OVERHEAD_BYTES,
+        memory_bandwidth=whole.memory_bandwidth * memory,
+        peak_flops={number: flops * compute for number, flops in whole.peak_flops.items()},
+        tdp_w=whole.tdp_w * price,
+        idle_w=whole.idle_w * price,
+        host_bandwidth=whole.host_bandwidth * profile.compute / 7,  # copy engines go with the compute slices
+        network=replace(whole.network, bandwidth=whole.network.bandwidth * profile.compute / 7),
+        gpus_per_node=whole.gpus_per_node * int(1 / price),
+        price_per_hour=None if whole.price_per_hour is None else whole.price_per_hour * price,
+        price_source=f"{price:.3g} of the whole GPU's: {whole.price_source}",
+        aliases=(),
+        source=f"{whole.source}; NVIDIA Multi-Instance GPU User Guide, profile {label}",
+        sliced_from=whole.name,
+        compute_share=compute,
+        memory_share=memory,
+    )
