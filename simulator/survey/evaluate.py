@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from simulator.core.errors import UserError
-from simulator.survey.capacity import highest_rate
+from simulator.planning.search import highest_rate
 from simulator.survey.experiment import Experiment, Numbers, numbers
 from simulator.survey.expression import Formula, Points
 from simulator.survey.load import SystemFile

@@ -9,15 +9,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-import simulator
-import traces
 from simulator.core.errors import UserError
+from simulator.planning.code import code_digest
 from simulator.report.files import atomic_json
 from simulator.survey.evaluate import Outcome, evaluate
 from simulator.survey.load import SystemFile, read_system
@@ -39,19 +37,6 @@ class Status:
 
 
 Progress = Callable[[Status], None]
-
-
-@cache
-def code_digest() -> str:
-    """SHA-256 of the version and of every file of the package: results of other code are not shown as this one's."""
-    digest = hashlib.sha256(simulator.__version__.encode())
-    for package in (simulator, traces):
-        root = Path(str(package.__file__)).parent
-        for path in sorted(root.rglob("*")):
-            if path.suffix in {".py", ".yaml", ".json", ".gz", ".csv"} and path.is_file():
-                digest.update(str(path.relative_to(root)).encode())
-                digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def key(file: SystemFile) -> str:

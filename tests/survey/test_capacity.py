@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from simulator.cluster.simulation import simulate
 from simulator.core.errors import UserError
 from simulator.cost.analytic import FixedCost
+from simulator.planning.search import highest_rate
 from simulator.scheduling import EngineArgs
-from simulator.survey.capacity import highest_rate
 from simulator.survey.expression import md1_wait
 from traces import transforms
 from traces.trace import Trace
