@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum, auto
 from math import inf
+from typing import Any
 
 from simulator.cluster.cache_events import CacheEvents
 from simulator.cluster.candidates import Candidates
@@ -29,7 +30,7 @@ from simulator.cluster.replica import Replica
 from simulator.cluster.transfers import Turnstile
 from simulator.replica.moves import evacuate
 from simulator.replica.recorder import Columns
-from simulator.replica.records import ClusterEvent, ReplicaRecord, Status
+from simulator.replica.records import ClusterEvent, ReplicaRecord, Status, TransferRecords
 from simulator.routing import Fleet
 from simulator.routing.prefix_index import PrefixIndex
 from simulator.scheduling.request import Request
@@ -52,11 +53,13 @@ class Life:
 
     __slots__ = (
         "caches",
+        "coming",
         "deadline",
         "group",
         "node",
         "ready",
         "replica",
+        "sending",
         "slot",
         "started",
         "state",
@@ -76,6 +79,8 @@ class Life:
         self.node = ""
         self.replica: Replica
         self.caches: CacheEvents | None = None
+        self.coming: list[Any] = []  # requests on their way to it with their KV
+        self.sending = False  # KV of its requests is on its way elsewhere
 
     @property
     def index(self) -> int:
@@ -91,6 +96,15 @@ class Grave:
     def receive(self, request: Request, now: float) -> None:
         del now
         self.received.append(request)
+
+
+def _nothing() -> None:
+    return None
+
+
+def _nobody(life: Life) -> list[Request]:
+    del life
+    return []
 
 
 class Lifecycle:
@@ -118,7 +132,7 @@ class Lifecycle:
         self.clock, self.plan, self.groups = clock, plan, groups
         self._member = member
         self._build = build
-        self.dispatcher, self._candidates, self._fleet, self._columns = dispatcher, candidates, fleet, columns
+        self.dispatcher, self._candidates, self._fleet, self.columns = dispatcher, candidates, fleet, columns
         self._blocks = blocks
         self._pass_on, self._endless = pass_on, endless
         self._first = 0  # rows before this one have ended
@@ -133,6 +147,8 @@ class Lifecycle:
         self.max_attempts = max((fault.max_attempts for fault in plan.faults), default=10)
         self.on_start: list[Callable[[Life], None]] = []  # told of every replica that starts
         self.move: Move | None = None  # takes the requests of a replica elsewhere with their KV
+        self.transfers: Callable[[], TransferRecords | None] = _nothing
+        self.call_back: Callable[[Life], list[Request]] = _nobody  # those that are on their way to one that goes
         for slot in range(len(member)):
             candidates.set_open(slot, is_open=False)
 
@@ -183,7 +199,7 @@ class Lifecycle:
             self.dispatcher.replicas[life.slot] = grave
 
         def strike(time: float) -> bool:
-            lost = evacuate(life.replica.engine)
+            lost = evacuate(life.replica.engine) + self.call_back(life)
             life.stopped = max(time, life.replica.engine.busy_until)
             known = max(life.stopped, now + detection_s)
             self._turnstile.then(life.slot, lambda at: self._bury(life, lost + grave.received, at), known)
@@ -214,7 +230,7 @@ class Lifecycle:
         row = request.row
         self.attempts[row] += 1
         if self.attempts[row] >= self.max_attempts:
-            self._columns.status[row] = Status.FAILED
+            self.columns.status[row] = Status.FAILED
             if self._pass_on is not None:
                 self._pass_on(request, now)
         else:
@@ -228,7 +244,7 @@ class Lifecycle:
         """Every request has ended, and nobody waits for a horizon: nothing need happen any more."""
         if self._endless:
             return False
-        status, first = self._columns.status, self._first
+        status, first = self.columns.status, self._first
         while first < len(status) and status[first] != Status.IN_FLIGHT:
             first += 1
         self._first = first
@@ -343,15 +359,31 @@ class Lifecycle:
         def cut(time: float) -> bool:
             if life.state is not State.DRAINING:
                 return True
-            lost = evacuate(life.replica.engine)
+            lost = evacuate(life.replica.engine) + self.call_back(life)
             end = max(time, life.replica.engine.busy_until)
-            self._stop(life, end)
-            self._turnstile.then(life.slot, lambda at: self._again(life, lost, at), end)
+            if life.state is State.DRAINING:  # else the last one that ended has stopped it
+                self._stop(life, end)
+            self._turnstile.then(life.slot, lambda at: self.again(life, lost, at), end)
             return True
 
         life.replica.at_next_step(cut, now)
 
-    def _again(self, life: Life, lost: Sequence[Request], now: float) -> None:
+    def empty_now(self, life: Life, now: float) -> None:
+        """Its last request may have left."""
+        if life.state is State.DRAINING:
+            life.replica.engine.settle(now)
+            if self._empty(life):
+                self._stop(life, now)
+
+    def later(self, life: Life, action: Callable[[float], None], after: float) -> None:
+        """Right after ``after``, in an order that does not depend on how the engines were woken."""
+        self._turnstile.then(life.slot, action, after)
+
+    def at(self, slot: int) -> Life | None:
+        """The replica in a place."""
+        return self._here[slot]
+
+    def again(self, life: Life, lost: Sequence[Request], now: float) -> None:
         for request in lost:
             self.dispatcher.left(life.slot, request)
             self.gone(request, now)
@@ -359,7 +391,7 @@ class Lifecycle:
     def _bury(self, life: Life, lost: Sequence[Request], now: float) -> None:
         """The router knows that a replica has failed."""
         self._stop(life, life.stopped)
-        self._again(life, lost, now)
+        self.again(life, lost, now)
         self._reconcile(life.group, now)
 
     def _stop(self, life: Life, now: float) -> None:
@@ -379,7 +411,7 @@ class Lifecycle:
 
     def _empty(self, life: Life) -> bool:
         state = life.replica.engine.state
-        return not (len(state.waiting) or state.running or state.swapped or state.kept)
+        return not (life.coming or life.sending or len(state.waiting) or state.running or state.swapped or state.kept)
 
     def _take_capacity(self, group: int, seconds: float, now: float) -> None:
         """Room for one replica less, for so long."""

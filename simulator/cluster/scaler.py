@@ -9,6 +9,7 @@ from simulator.cluster.clock import TRANSFER
 from simulator.cluster.elastic import ScalingPlan
 from simulator.cluster.failures import Failures
 from simulator.cluster.lifecycle import Lifecycle, State
+from simulator.cluster.rescue import Rescue
 from simulator.core.random import Streams
 from simulator.scaling import SCALERS, GroupFacts, GroupView, Scaler, Surroundings, View
 from simulator.scheduling.request import Request
@@ -19,6 +20,9 @@ def set_going(lifecycle: Lifecycle, candidates: Candidates, streams: Streams) ->
     failures = [Failures(lifecycle, plan, streams) for plan in lifecycle.plan.faults]
     for one in failures:
         one.begin()
+    plans = [lifecycle.plan.scaling.drain] if lifecycle.plan.scaling is not None else []
+    if "migrate" in (*plans, *(plan.recovery for plan in lifecycle.plan.faults)):
+        Rescue(lifecycle, candidates)
     lifecycle.open()
     deliver = lifecycle.dispatcher.deliver
     if lifecycle.plan.scaling is None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from simulator.cluster.elastic import FaultPlan, GroupLife, LifePlan, ScalingPlan
 from simulator.cluster.plan import ClusterPlan, Group, RouterPlan
 from simulator.cluster.simulation import Simulation
+from simulator.cluster.transfers import KvBytes
 from simulator.metrics import analyse
 from simulator.metrics.token_times import tokens_made
 from simulator.replica.records import SimulationRecords, Status
@@ -31,7 +32,7 @@ def plan(
     timeout_s: float = 600.0,
 ) -> ClusterPlan:
     args = replace(ARGS, pipeline_parallel_size=stages)
-    group = Group(args, LINEAR, blocks, count=life.initial)
+    group = Group(args, LINEAR, blocks, count=life.initial, kv=KvBytes(1e5))
     return ClusterPlan((group,), RouterPlan(router), life=LifePlan((life,), scaling, faults, timeout_s))
 
 
@@ -90,10 +91,11 @@ def test_a_group_that_never_changes_is_what_it_would_be_without_a_life() -> None
     users=st.sampled_from([None, None, 9]),
     stages=st.sampled_from([1, 1, 2]),
     blocks=st.sampled_from([90, 400]),
+    network=st.sampled_from([1e9, 1e8]),
 )
 def test_every_request_ends_once_whatever_fails_when(
     seed: int, initial: int, least: int, cold: float, mtbf: float | None, spot: float | None, recovery: str,
-    policy: str | None, router: str, users: int | None, stages: int, blocks: int,
+    policy: str | None, router: str, users: int | None, stages: int, blocks: int, network: float,
 ) -> None:  # fmt: skip
     requests = trace(60, 60.0, seed=seed)
     faults = []
@@ -107,7 +109,7 @@ def test_every_request_ends_once_whatever_fails_when(
     if policy is not None:
         quick = {} if policy == "predictive" else {"stabilization_down_s": 0.5, "cooldown_s": 0.5, "average_s": 0.5}
         scaling = ScalingPlan(policy, quick, 0.25, drain=recovery, drain_timeout_s=0.5)  # type: ignore[arg-type]
-    life = GroupLife(least, 4, initial, cold, network_bytes_per_s=1e9)
+    life = GroupLife(least, 4, initial, cold, network_bytes_per_s=network)
     cluster = plan(
         life, scaling=scaling, faults=tuple(faults), router=router, stages=stages, blocks=blocks, timeout_s=5.0
     )
