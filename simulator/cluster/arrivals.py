@@ -47,6 +47,7 @@ class Arrivals:
         self._users = users
         self._progress = progress
         self._prefix = trace.prefix if use_prefix else None
+        self._labelled = trace.tenant is not None or trace.slo_class is not None
         self._stride = 1  # trace blocks per engine block
         if self._prefix is not None and block_size > self._prefix.block_tokens:
             self._stride = block_size // self._prefix.block_tokens
@@ -103,11 +104,20 @@ class Arrivals:
                 self._follow(row, time)
             else:
                 table = None if self._prefix is None else self._table(row)
-                self.deliver(Request(row, time, prompt, output, priority, table), time)
+                request = Request(row, time, prompt, output, priority, table)
+                if self._labelled:
+                    self._label(request)
+                self.deliver(request, time)
             current = next(self._rows, None)
         self._next = current
         if current is not None:
             self.clock.at(current[0], ARRIVAL, self._arrive)
+
+    def _label(self, request: Request) -> None:
+        if self.trace.tenant is not None:
+            request.tenant = int(self.trace.tenant.codes[request.row])
+        if self.trace.slo_class is not None:
+            request.slo_class = int(self.trace.slo_class.codes[request.row])
 
     def _table(self, row: int) -> BlockTable:
         blocks = self._prefix
@@ -138,7 +148,10 @@ class Arrivals:
             priority = 0 if trace.priority is None else int(trace.priority[row])
             table = None if self._prefix is None else self._table(row)
             prompt, output = int(trace.prompt_tokens[row]), int(trace.output_tokens[row])
-            self.deliver(Request(row, time, prompt, output, priority, table), time)
+            request = Request(row, time, prompt, output, priority, table)
+            if self._labelled:
+                self._label(request)
+            self.deliver(request, time)
 
         self.clock.at(time, ARRIVAL, enter)
 

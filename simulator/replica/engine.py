@@ -181,6 +181,7 @@ class Engine:
             begin = self.busy_until
             if begin < now:
                 begin = now
+            state.now = begin
             if tiers is not None:
                 tiers.now = begin
             step = schedule(state)

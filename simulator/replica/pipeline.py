@@ -138,6 +138,7 @@ class PipelineEngine:
     def _plan(self, lane: EngineState, now: float) -> bool:
         """Plan, price and apply one batch; False when there is nothing to compute."""
         while True:
+            lane.now = now
             step = self.policy.schedule(lane)
             if step is None:
                 return False

@@ -204,6 +204,7 @@ class WaveEngine(Engine):
         for rank, policy in zip(self.ranks, self._policies, strict=True):
             if observer is not None:
                 observer.settled(now, rank)
+            rank.now = begin
             step = policy.schedule(rank)
             if observer is not None and step is not None and (step.decodes or step.chunks):
                 observer.planned(now, begin, step, rank)

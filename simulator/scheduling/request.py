@@ -31,8 +31,10 @@ class Request:
         "prompt_tokens",
         "reserved",
         "row",
+        "slo_class",
         "table",
         "target",
+        "tenant",
     )
     # Set when the request is admitted: order, the admission number, and cached_tokens, its prefix hit. When it starts
     # to decode: lane, the batch it decodes in; offset; first_token_step; last_step, the token step count at its end.
@@ -62,6 +64,8 @@ class Request:
         self.output_tokens = output_tokens  # to generate
         self.priority = priority
         self.table = table
+        self.tenant = 0  # label codes of the trace, for policies that ask; -1: the row has none
+        self.slo_class = 0
         self.target = prompt_tokens  # tokens known when it was (last) admitted: computing them yields the next token
         self.computed = 0  # tokens computed or in flight; stale while decoding
         self.decoding = False

@@ -57,6 +57,7 @@ class EngineState:
         "lane",
         "lanes",
         "last_decode_order",
+        "now",
         "num_decodes",
         "phase",
         "pool",
@@ -107,6 +108,7 @@ class EngineState:
         self.uneven = False  # whether to keep what ``spread`` tells; set before the first request joins
         self._longest: list[tuple[int, int, Request]] = []  # heap by -offset; entries of who has left are stale
         self._squares = 0  # sum of the squared offsets of the decoding requests
+        self.now = 0.0  # s: when the step that is planned begins
         self.lane = 0
         self.lanes = [self]  # the batches that share these queues and blocks: one per pipeline stage
 
