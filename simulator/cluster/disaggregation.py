@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from simulator.cluster.candidates import Candidates
 from simulator.cluster.clock import PLAN, Clock
 from simulator.cluster.dispatcher import Dispatcher, Finished
-from simulator.cluster.plan import ClusterPlan, DisaggregationPlan, Group
+from simulator.cluster.plan import ClusterPlan, DisaggregationPlan, Group, MixedPlan
+from simulator.cluster.prediction import queued_tokens
 from simulator.cluster.replica import Replica
 from simulator.cluster.transfers import Moved, Transfer, Transfers, Turnstile
 from simulator.core.errors import ScenarioError
@@ -28,7 +29,7 @@ from simulator.kv.prefix import NO_HIT, BlockTable, PrefixCache
 from simulator.replica.engine import Observer
 from simulator.replica.moves import elsewhere, land
 from simulator.replica.recorder import Columns
-from simulator.replica.records import Status
+from simulator.replica.records import ClusterEvent, Status
 from simulator.replica.steps import OnFinish
 from simulator.scheduling import POLICIES, EngineState
 from simulator.scheduling.request import Request
@@ -49,8 +50,20 @@ class Chunk:
 class Handover:
     """A request between its prefill and its decode replica."""
 
-    __slots__ = ("begun", "chunks", "first_token", "output_tokens", "request", "sent_tokens", "source", "table",
-                 "target", "tokens", "transfer")  # fmt: skip
+    __slots__ = (
+        "begun",
+        "chunks",
+        "computed",
+        "first_token",
+        "output_tokens",
+        "request",
+        "sent_tokens",
+        "source",
+        "table",
+        "target",
+        "tokens",
+        "transfer",
+    )
 
     def __init__(self, request: Request, source: int, tokens: int) -> None:
         self.request = request  # on the prefill side, where it has one output token
@@ -62,12 +75,9 @@ class Handover:
         self.sent_tokens = 0  # of ``tokens``: sent, or there before
         self.begun = False  # its prompt is being computed
         self.chunks: list[Chunk] = []  # computed or under way, and not handed to the transfer yet
-        self.first_token = inf  # s; inf: the prompt is not computed yet
+        self.first_token = inf  # s, if it came from the prefill side
+        self.computed = False  # the prompt, and its KV is there
         self.transfer: Transfer | None = None
-
-    @property
-    def computed(self) -> bool:
-        return self.first_token < inf
 
 
 class Entrance:
@@ -159,6 +169,12 @@ class Disaggregation:
         self._decoding = bytearray(len(trace))  # rows that the decode router has placed
         self._replicas: Sequence[Replica] = ()
         self._landings: list[Landing] = []
+        self.events: list[ClusterEvent] = []
+        self._mixed = plan.mixed
+        self._pending = [0] * len(member)  # prompt tokens on their way through a prefill replica
+        self._helps: set[int] = set()  # rows to be computed on a decode replica because prefill replicas are busy
+        self._helping: dict[int, int] = {}  # row -> replica that serves it against its role
+        self._helped_by = [0] * len(member)  # such rows, per replica
 
     # -- building ------------------------------------------------------------------------------------------------
 
@@ -189,6 +205,8 @@ class Disaggregation:
             if request in state.kept:
                 state.let_go(request)
                 self._again(index, time)
+            if self._mixed is not None:
+                self._ended(index, request, time)
             ends[self._decoding[request.row]](request, time)
             for dispatcher in (self._prefill, self._decode):
                 dispatcher.flush(time)
@@ -215,6 +233,9 @@ class Disaggregation:
 
     def _to_prefill(self, replica: Replica, request: Request, now: float) -> None:
         """The router has chosen a prefill replica."""
+        if self._mixed is not None and request.output_tokens > 1 and self._helped(self._mixed, replica, request, now):
+            return
+        self._pending[replica.index] += request.prompt_tokens
         if request.output_tokens > 1:
             tokens = request.prompt_tokens - self._decode_first
             self._here[request.row] = Handover(request, replica.index, tokens)
@@ -223,6 +244,45 @@ class Disaggregation:
                 self._decode.route(request, now)
             request.output_tokens = 1
         replica.receive(request, now)
+
+    def _helped(self, mixed: MixedPlan, replica: Replica, request: Request, now: float) -> bool:
+        """Whether one replica serves the whole request, as the pool of the other role has too much to do."""
+        bound = mixed.waiting_requests
+        if bound is not None and request.prompt_tokens + request.output_tokens <= replica.group.longest_request:
+            queues = [len(landing.waiting) for landing in self._landings if landing.replica.group.role != "prefill"]
+            if min(queues) >= bound:
+                self._help(replica.index, request.row, "decodes too", now)
+                replica.receive(request, now)
+                return True
+        if mixed.prompt_tokens is None or self._pending[replica.index] < mixed.prompt_tokens:
+            return False
+        if not any(self._queued(other, now) < mixed.prompt_tokens for other in self._decode.candidates_of(request.row)):
+            return False
+        self._prefill.left(replica.index, request)
+        self._decoding[request.row] = 1
+        self._helps.add(request.row)
+        self._decode.route(request, now)
+        return True
+
+    def _queued(self, index: int, now: float) -> int:
+        """Prompt tokens that a replica has still to compute."""
+        engine = self._replicas[index].engine
+        engine.settle(now)
+        return queued_tokens(engine.state)
+
+    def _help(self, index: int, row: int, what: str, now: float) -> None:
+        """A replica does the other role's work for a request."""
+        self._helping[row] = index
+        self._helped_by[index] += 1
+        if self._helped_by[index] == 1:
+            self.events.append(ClusterEvent(now, "role", index, f"{self._groups[index].name}: {what}"))
+
+    def _helped_out(self, row: int, now: float) -> None:
+        index = self._helping.pop(row, -1)
+        if index >= 0:
+            self._helped_by[index] -= 1
+            if not self._helped_by[index]:
+                self.events.append(ClusterEvent(now, "role", index, f"{self._groups[index].name}: its own role alone"))
 
     def _chunk(self, request: Request, chunk: Chunk, now: float) -> None:
         """Part of a prompt is computed from now on."""
@@ -246,11 +306,28 @@ class Disaggregation:
         columns.status[row], columns.finish[row] = Status.IN_FLIGHT, nan
         if self._decode_first:
             columns.first_token[row] = nan
-        handover.first_token = time
+        else:  # the client keeps the token it had if the prompt had to be computed again
+            handover.first_token = columns.first_token[row] = min(handover.first_token, time)
+        if request not in self._replicas[handover.source].engine.state.kept:
+            self._turnstile.then(row, partial(self._compute_again, handover), time)
+            return
+        handover.computed = True
         self.prefill_replica[row] = handover.source
+        self._pending[handover.source] -= request.prompt_tokens
         self._prefill.left(handover.source, request)
         self._prefill.flush(time)
         self._turnstile.then(row, partial(self._hand_over, handover), time)
+
+    def _compute_again(self, handover: Handover, now: float) -> None:
+        """The request was preempted with its last token on the way."""
+        handover.request = elsewhere(handover.request)
+        self._replicas[handover.source].receive(handover.request, now)
+
+    def _ended(self, index: int, request: Request, time: float) -> None:
+        if request.row in self._helping:
+            self._helped_out(request.row, time)
+        elif self._groups[index].role == "prefill":  # its only token came with the prompt
+            self._pending[index] -= request.prompt_tokens
 
     # -- between -------------------------------------------------------------------------------------------------
 
@@ -264,7 +341,10 @@ class Disaggregation:
     def _to_decode(self, replica: Replica, request: Request, now: float) -> None:
         """The decode router has chosen."""
         handover = self._here.get(request.row)
-        if handover is None:  # a short prompt, to be computed where it is decoded
+        if handover is None:  # to be computed where it is decoded
+            if request.row in self._helps:
+                self._helps.remove(request.row)
+                self._help(replica.index, request.row, "computes prompts too", now)
             replica.receive(request, now)
             return
         handover.target = replica.index

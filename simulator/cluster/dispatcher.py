@@ -163,6 +163,10 @@ class Dispatcher:
         if ledger is not None:
             ledger.changed(chosen)
 
+    def candidates_of(self, row: int) -> Ints:
+        """Replicas that are open and could serve a row."""
+        return self._candidates.of(row)
+
     def joined(self, index: int, request: Request) -> None:
         """A request has come to a replica from another one."""
         if self._counts:

@@ -22,7 +22,7 @@ from simulator.cluster.transfers import Moved, Transfers, Turnstile
 from simulator.core.errors import ScenarioError
 from simulator.replica.moves import elsewhere, land, take_out
 from simulator.replica.recorder import Columns
-from simulator.replica.records import Status
+from simulator.replica.records import ClusterEvent, Status
 from simulator.scheduling import POLICIES
 from simulator.scheduling.request import Request
 
@@ -71,6 +71,7 @@ class Migration:
         self._ended = 0  # rows before this one have ended
         self._replicas: Sequence[Replica] = ()
         self._busy: set[int] = set()  # replicas that are half of a pair
+        self.events: list[ClusterEvent] = []
 
     def connect(self, replicas: Sequence[Replica]) -> None:
         """The replicas, once they are built: from now on pairs are made."""

@@ -75,6 +75,19 @@ class RouterPlan:
 
 
 @dataclass(frozen=True)
+class MixedPlan:
+    """Replicas of one role help out with the other.
+
+    prompt_tokens: a prefill replica with so many prompt tokens to compute takes no more while some decode replica has
+    fewer, which then computes prompts too. waiting_requests: when so many requests wait for blocks of every decode
+    replica, prefill replicas decode what they compute. None: they do not.
+    """
+
+    prompt_tokens: int | None = None
+    waiting_requests: int | None = None
+
+
+@dataclass(frozen=True)
 class DisaggregationPlan:
     """How requests go from prefill to decode replicas.
 
@@ -84,6 +97,7 @@ class DisaggregationPlan:
     first_token: whose token the client gets first; decode: the decode replica computes the last prompt token again.
     min_prompt_tokens: shorter prompts are computed where they are decoded.
     decode_prefix_hits: blocks that the decode replica's prefix cache holds are not sent.
+    mixed: None: every replica keeps to its role.
     """
 
     decode_router: RouterPlan = RouterPlan("least-requests")
@@ -92,6 +106,7 @@ class DisaggregationPlan:
     first_token: Role = "prefill"  # noqa: S105 - not that kind of token
     min_prompt_tokens: int = 0
     decode_prefix_hits: bool = True
+    mixed: MixedPlan | None = None
 
 
 @dataclass(frozen=True)

@@ -168,12 +168,13 @@ class Simulation:
             )
             if self.lifecycle is None
             else self.lifecycle.records(),
-            events=() if self.lifecycle is None else tuple(self.lifecycle.events),
+            events=tuple(event for by in (self.lifecycle, self.moves) if by is not None for event in by.events),
             attempts={} if self.lifecycle is None else dict(self.lifecycle.attempts),
             tiers=self._tiers.records(),
             tier_load_s=self._tiers.load_s,
             rejections={} if self.dispatcher is None else dict(self.dispatcher.rejected),
             tokens_recomputed=sum(lane.tokens_recomputed for engine in engines for lane in engine.state.lanes),
+            **({} if self.lifecycle is None else {"transfers": self.lifecycle.transfers()}),
             **({} if self.moves is None else self.moves.records(min(stop, float(self.clock.now)))),
         )
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from simulator.cluster.plan import DisaggregationPlan, MigrationPlan, RouterPlan
+from simulator.cluster.plan import DisaggregationPlan, MigrationPlan, MixedPlan, RouterPlan
 from simulator.hardware.gpu import Gpu
 from simulator.hardware.topology import EFFICIENCY, Fabric, Wan
 from simulator.scenario.spec import (
@@ -107,6 +107,22 @@ class DecodeRouterSpec:
 
 
 @spec
+class MixedSpec:
+    """Replicas of one role help out with the other, as in Splitwise's mixed pool; roles are decided per request."""
+
+    prompt_tokens: Positive | None = None
+    """A prefill replica with so many prompt tokens to compute takes no more, while some decode replica has fewer: that
+    one computes prompts too. null: decode replicas never do."""
+    waiting_requests: Positive | None = None
+    """When so many requests wait for KV blocks of every decode replica, prefill replicas decode what they compute.
+    null: they never do."""
+
+    def __post_init__(self) -> None:
+        if self.prompt_tokens is None and self.waiting_requests is None:
+            raise ValueError("set prompt_tokens or waiting_requests, or leave 'mixed' out.")
+
+
+@spec
 class DisaggregationSpec:
     """How requests go from groups with role prefill to groups with role decode."""
 
@@ -124,6 +140,8 @@ class DisaggregationSpec:
     """Shorter prompts are computed on the replica that decodes them."""
     decode_prefix_hits: Bool = True
     """Blocks that the decode replica's prefix cache holds already are not sent."""
+    mixed: MixedSpec | None = None
+    """When replicas help out with the other role; null: never."""
 
     def plan(self) -> DisaggregationPlan:
         return DisaggregationPlan(
@@ -133,6 +151,7 @@ class DisaggregationSpec:
             first_token=self.first_token,
             min_prompt_tokens=self.min_prompt_tokens,
             decode_prefix_hits=self.decode_prefix_hits,
+            mixed=None if self.mixed is None else MixedPlan(self.mixed.prompt_tokens, self.mixed.waiting_requests),
         )
 
 

@@ -429,9 +429,13 @@ class EngineState:
     # -- between engines ---------------------------------------------------------------------------------------
 
     def keep(self, request: Request) -> None:
-        """A request has ended here but goes on elsewhere: its blocks are held until its KV has been read."""
-        del self.running[request]
-        self.kept[request] = None
+        """A request has ended here but goes on elsewhere: its blocks are held until its KV has been read.
+
+        Not so if it was preempted with its last token on the way: its KV is lost.
+        """
+        if request in self.running:
+            del self.running[request]
+            self.kept[request] = None
 
     def let_go(self, request: Request) -> None:
         """The KV of a kept request has been read."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.cluster.plan import ClusterPlan, DisaggregationPlan, Group, RouterPlan
+from simulator.cluster.plan import ClusterPlan, DisaggregationPlan, Group, MixedPlan, RouterPlan
 from simulator.cluster.simulation import Simulation
 from simulator.cluster.transfers import KvBytes
 from simulator.core.errors import ScenarioError
@@ -77,6 +77,7 @@ def checked(built: Simulation, requests: Trace) -> SimulationRecords:
     hits=st.booleans(),
     short=st.sampled_from([0, 100]),
     push=st.sampled_from(["pull", "push", "layers"]),
+    mixed=st.sampled_from([None, None, MixedPlan(300, 2), MixedPlan(None, 1)]),
 )
 def test_every_token_is_made_once_and_every_byte_arrives(
     seed: int,
@@ -90,6 +91,7 @@ def test_every_token_is_made_once_and_every_byte_arrives(
     hits: bool,
     short: int,
     push: str,
+    mixed: MixedPlan | None,
 ) -> None:
     requests = trace(60, 80.0, seed=seed)
     args = replace(ARGS, pipeline_parallel_size=stages, async_scheduling=bool(seed % 2))
@@ -103,6 +105,7 @@ def test_every_token_is_made_once_and_every_byte_arrives(
         min_prompt_tokens=short,
         push=push != "pull",
         layerwise=push == "layers",
+        mixed=mixed,
     )
     plan = replace(plan, router=replace(plan.router, metrics_interval_s=interval))
     runs = [
@@ -279,3 +282,37 @@ def test_what_cannot_be_handed_over_is_refused() -> None:
         args = replace(orca, policy=policy)
         with pytest.raises(ScenarioError, match=why):
             Simulation(trace(5), replace(plan, groups=(plan.groups[0], replace(plan.groups[1], args=args))))
+
+
+def test_decode_replicas_help_out_with_prompts_and_go_back() -> None:
+    """A burst of long prompts and short answers swamps the one prefill replica of five; with a mixed pool the four decode
+    replicas compute prompts as well, and say so, until the burst is over."""
+    n = 120
+    requests = Trace(np.arange(n) / 240.0, np.full(n, 480), np.full(n, 8))
+    alone = disaggregated(1, 4, args=SYNC)
+    helped = disaggregated(1, 4, args=SYNC, mixed=MixedPlan(prompt_tokens=1000))
+    slow, fast = (checked(Simulation(requests, plan), requests) for plan in (alone, helped))
+    assert np.percentile(fast.requests.first_token - requests.arrival, 90) < 0.5 * np.percentile(
+        slow.requests.first_token - requests.arrival, 90
+    )
+    assert fast.prefill_replica is not None
+    here = fast.prefill_replica == -1
+    assert 0 < here.sum() < n
+    assert (fast.requests.replica[here] > 0).all()
+    began = [event.replica for event in fast.events if "computes prompts too" in event.text]
+    ended = [event.replica for event in fast.events if "its own role" in event.text]
+    assert sorted(began) == sorted(ended)
+    assert {event.kind for event in fast.events} == {"role"}
+    assert not slow.events
+
+
+def test_prefill_replicas_decode_when_the_decode_side_is_full() -> None:
+    requests = Trace(np.arange(60) / 100.0, np.full(60, 100), np.full(60, 150))
+    full = disaggregated(3, 1, blocks=81, args=SYNC)
+    assert full.disaggregation is not None
+    helped = replace(full, disaggregation=replace(full.disaggregation, mixed=MixedPlan(waiting_requests=3)))
+    slow, fast = (checked(Simulation(requests, plan), requests) for plan in (full, helped))
+    assert set(fast.requests.replica.tolist()) == {0, 1, 2, 3}
+    assert set(slow.requests.replica.tolist()) == {3}
+    assert fast.end < 0.6 * slow.end
+    assert any("decodes too" in event.text for event in fast.events)
