@@ -17,7 +17,7 @@ from simulator.scheduling.state import EngineState
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 BUDGET = 8192  # tokens a step, where the engine has no limit
-POINTS = 17  # prompt lengths at which a group is priced
+POINTS = 33  # prompt lengths at which a group is priced
 
 
 class LinearPredictor:
