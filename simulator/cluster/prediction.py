@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.cluster.plan import Group
+from simulator.cost.wave import Batch, wave_cost
 from simulator.routing import Fleet
 from simulator.scheduling.request import Request
 from simulator.scheduling.state import EngineState
@@ -54,7 +55,7 @@ class LinearPredictor:
 
     @cached_property
     def _budget(self) -> Floats:
-        return self._each(_budget)
+        return self._each(lambda group: _budget(group) * group.args.data_parallel_size)
 
     @cached_property
     def _block_size(self) -> Floats:
@@ -80,22 +81,31 @@ class LinearPredictor:
 
 
 def _budget(group: Group) -> int:
+    """Tokens of a step on one rank."""
     return min(group.args.max_num_batched_tokens, BUDGET)
 
 
 def _per_token(group: Group) -> float:
+    """Of a queue that all data-parallel ranks work on."""
     budget = _budget(group)
-    return group.cost.mixed(0, 0, 0, [(budget, 0)], 1) / budget
+    return group.cost.mixed(0, 0, 0, [(budget, 0)], 1) / (budget * group.args.data_parallel_size)
 
 
 def _prompt_curve(group: Group) -> tuple[Floats, Floats]:
     """Prompt lengths (tokens) and how long such a prompt takes alone, in chunks of the token budget, s."""
-    budget = _budget(group)
+    budget, wave = _budget(group), wave_cost(group.cost)
+    others = [Batch()] * (group.args.data_parallel_size - 1)
+
+    def step(chunk: tuple[int, int]) -> float:
+        if not others:
+            return group.cost.mixed(0, 0, 0, [chunk], 1)
+        return wave.mixed([Batch(chunks=[chunk], num_sampled=1), *others], balanced=True)
+
     lengths = np.unique(np.geomspace(1, 32 * budget, POINTS).astype(np.int64))
     seconds = []
     for length in lengths.tolist():
         chunks = [(min(budget, length - done), done) for done in range(0, length, budget)]
-        seconds.append(sum(group.cost.mixed(0, 0, 0, [chunk], 1) for chunk in chunks))
+        seconds.append(sum(step(chunk) for chunk in chunks))
     return lengths.astype(np.float64), np.array(seconds)
 
 
@@ -109,7 +119,8 @@ def _decode_lines(group: Group) -> tuple[float, float]:
 
     per_context = max((step(32, 64_000) - step(32, 32_000)) / 32_000, 0.0)
     per_decode = max((step(32, 32_000) - step(0, 0) - 32_000 * per_context) / 32, 0.0)
-    return per_decode, per_context
+    ranks = group.args.data_parallel_size  # each has its share of them
+    return per_decode / ranks, per_context / ranks
 
 
 def queued_tokens(state: EngineState) -> int:

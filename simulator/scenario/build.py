@@ -220,9 +220,9 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
 
 
 def work_per_s(setup: Setup) -> float:
-    """Steps per second of a typical mixed batch: 32 decodes over 1,000 tokens each and 512 prompt tokens."""
+    """Typical mixed batches per second, of all ranks: 32 decodes over 1,000 tokens each and 512 prompt tokens."""
     windowed = 32 * min(1000, setup.cost.sliding_window or 1000)
-    return 1.0 / setup.cost.mixed(32, 32_000, windowed, [(512, 0)], 33)
+    return setup.args.data_parallel_size / setup.cost.mixed(32, 32_000, windowed, [(512, 0)], 33)
 
 
 def plan_memory(scenario: Scenario, args: EngineArgs, served: Model, card: Gpu) -> MemoryPlan:

@@ -1,0 +1,102 @@
+"""Data and expert parallelism, and slices of GPUs, in scenarios."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simulator.cluster.prediction import LinearPredictor
+from simulator.core.errors import UserError
+from simulator.scenario import load, run
+from simulator.scenario.build import build, build_cluster, build_groups
+
+TEXT = """
+model: Qwen/Qwen3-30B-A3B
+hardware: H100-SXM
+engine: {max_model_len: 8192, max_num_seqs: 64, data_parallel_size: 4, enable_expert_parallel: true}
+workload: {preset: {name: azure-conv, num_requests: 200, rate: 40}}
+"""
+SHIPPED = Path(__file__).resolve().parents[2] / "scenarios" / "cluster" / "deepseek-dp-ep.yaml"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    found = tmp_path / "s.yaml"
+    found.write_text(TEXT)
+    return found
+
+
+def test_a_replica_of_four_ranks_is_four_gpus_with_four_caches(path: Path) -> None:
+    result = run(load(path))
+    setup = result.groups[0]
+    assert setup.num_gpus == 4
+    assert result.records.num_gpu_blocks == (4 * (setup.num_gpu_blocks - 1) + 1,)
+    assert result.summary["requests"]["finished"] == 200
+    assert setup.gpu.price_per_hour is not None
+    assert setup.usd_per_hour == pytest.approx(4 * setup.gpu.price_per_hour)
+    assert result.records.replicas[0].num_gpus == 4
+    again = run(load(path, ["run.mode=step"]))
+    np.testing.assert_array_equal(again.records.requests.finish, result.records.requests.finish)
+
+
+def test_ranks_do_the_work_of_as_many(path: Path) -> None:
+    """A router's weights, and what it predicts of a queue: four ranks work on it."""
+    setups = [build_groups(load(path, [f"engine.data_parallel_size={n}"]))[0] for n in (1, 4)]
+    groups = [build_cluster(load(path), [setup]).groups[0] for setup in setups]
+    predicted = LinearPredictor(groups, [0, 1]).seconds_per_prompt_token
+    assert 2.5 < predicted[0] / predicted[1] <= 4.0
+
+
+@pytest.mark.parametrize("router", ["least-requests", "predicted-latency", "prefix-aware"])
+def test_two_such_replicas_share_the_load(path: Path, router: str) -> None:
+    records = run(load(path, ["cluster.replicas=2", f"cluster.router={router}"])).records
+    counts = np.bincount(records.requests.replica, minlength=2)
+    assert counts.min() > 40
+
+
+@pytest.mark.parametrize(
+    ("settings", "where", "words"),
+    [
+        (["model=Llama-3.1-8B"], "data_parallel_size", "cluster.replicas: 4"),
+        (["engine.pipeline_parallel_size=2"], "data_parallel_size", "pipeline_parallel_size: 1"),
+        (["engine.enable_expert_parallel=false", "engine.expert_skew=1"], "expert_skew", "enable_expert_parallel"),
+        (["engine.num_redundant_experts=4"], "num_redundant_experts", "enable_eplb"),
+        (["engine.data_parallel_size=0"], "engine.data_parallel_size", "at least 1"),
+        (["engine.all2all_backend=deepep"], "engine.all2all_backend", "deepep_low_latency"),
+        (["hardware=H100-SXM/3g.40gb"], "tensor_parallel_size", "cluster.replicas"),
+        (["hardware=H100-SXM/3g.50gb"], "hardware.gpu", "3g.40gb"),
+        (["hardware.power_cap_w=500"], "data_parallel_size", "power_cap_w"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_remedy(path: Path, settings: list[str], where: str, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        run(load(path, settings))
+    assert where in (caught.value.where or "")
+    assert words in str(caught.value)
+
+
+def test_a_slice_serves_a_small_model(path: Path) -> None:
+    settings = ["model=Qwen/Qwen3-0.6B", "engine.data_parallel_size=1", "engine.enable_expert_parallel=false"]
+    whole, part = (run(load(path, [*settings, f"hardware={name}"])) for name in ("H100", "H100/3g.40gb"))
+    assert part.groups[0].num_gpu_blocks < 0.55 * whole.groups[0].num_gpu_blocks
+    assert "H100-SXM" in part.provenance["calibration"]["name"]
+    assert part.groups[0].usd_per_hour == pytest.approx(0.5 * (whole.groups[0].usd_per_hour or 0))
+    gaps = [np.median(r.records.requests.finish - r.records.requests.first_token) for r in (whole, part)]
+    assert 1.0 < gaps[1] / gaps[0] < 3.0
+
+
+def test_the_shipped_scenario_shows_what_it_is_about() -> None:
+    """Skewed experts slow every token; copies of the popular ones bring most of it back."""
+    few = ["workload.preset.num_requests=500"]
+    plain = ["engine.enable_eplb=false", "engine.num_redundant_experts=0"]
+
+    def tpot(*settings: str) -> float:
+        requests = run(load(SHIPPED, [*few, *settings])).records.requests
+        return float(np.nanmean((requests.finish - requests.first_token) / np.maximum(requests.output_tokens - 1, 1)))
+
+    even, skewed, balanced = tpot(*plain, "engine.expert_skew=0"), tpot(*plain), tpot("engine.eplb_step_interval=40")
+    assert skewed > 1.1 * even
+    assert balanced < even + 0.5 * (skewed - even)
+    assert build(load(SHIPPED)).num_gpus == 8
