@@ -11,10 +11,12 @@ from simulator.cli.options import AsJson
 def policies(as_json: AsJson = False) -> None:
     """List the registered policies. Any other is named as package.module:Class."""
     from simulator.core.registry import Registry, first_line
+    from simulator.faults import FAULTS
     from simulator.routing import ROUTERS
+    from simulator.scaling import SCALERS
     from simulator.scheduling import POLICIES
 
-    registries: tuple[Registry[Any], ...] = (POLICIES, ROUTERS)
+    registries: tuple[Registry[Any], ...] = (POLICIES, ROUTERS, SCALERS, FAULTS)
     rows = [
         {"kind": registry.kind, "name": name, "": first_line(entry)}
         for registry in registries

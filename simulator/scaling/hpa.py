@@ -38,7 +38,7 @@ class Hpa:
         self._options = options
         self._metric: deque[tuple[float, float]] = deque()  # (time, value)
         self._recent: deque[tuple[float, int]] = deque()  # (time, recommendation)
-        self._sizes: deque[tuple[float, int]] = deque()  # (time, replicas asked for)
+        self._sizes: deque[tuple[float, int]] = deque()  # (time, replicas that had been asked for before)
         self._busy = 0.0  # s, when there was work last
 
     def recommend(self, now: float, current: int, total: float, target: float, *, busy: bool) -> int:
@@ -84,6 +84,5 @@ class Hpa:
         while sizes and sizes[0][0] <= now - UP_PERIOD_S:
             sizes.popleft()
         before = min([current, *(n for _, n in sizes)])
-        wanted = min(wanted, max(2 * before, before + UP_STEP))
-        sizes.append((now, wanted))
-        return wanted
+        sizes.append((now, current))
+        return min(wanted, max(2 * before, before + UP_STEP))
