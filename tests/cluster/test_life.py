@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import inf, isfinite
+from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +15,8 @@ from simulator.cluster.elastic import FaultPlan, GroupLife, LifePlan, ScalingPla
 from simulator.cluster.plan import ClusterPlan, Group, RouterPlan
 from simulator.cluster.simulation import Simulation
 from simulator.cluster.transfers import KvBytes
+from simulator.faults import Faults, Loss
+from simulator.faults import Surroundings as FaultSurroundings
 from simulator.metrics import analyse
 from simulator.metrics.token_times import tokens_made
 from simulator.replica.records import SimulationRecords, Status
@@ -123,3 +127,141 @@ def test_every_request_ends_once_whatever_fails_when(
     same(*runs)
     assert runs[0].replicas == runs[1].replicas
     assert runs[0].attempts == runs[1].attempts
+
+
+def steady(n: int = 200, rate: float = 10.0, *, prompt: int = 64, output: int = 20) -> Trace:
+    return Trace(np.arange(n) / rate, np.full(n, prompt), np.full(n, output))
+
+
+def of_kind(records: SimulationRecords, kind: str) -> list[float]:
+    return [event.time for event in records.events if event.kind == kind]
+
+
+def test_a_cold_start_takes_its_time_and_is_paid_from_its_start() -> None:
+    scaling = ScalingPlan("scheduled", {"hours": "0:3"}, 5.0)
+    records = Simulation(steady(), plan(GroupLife(1, 3, 1, 7.5), scaling=scaling, router="round-robin")).run()
+    assert [(life.started, life.ready) for life in records.replicas] == [(0.0, 0.0), (5.0, 12.5), (5.0, 12.5)]
+    served = records.requests.replica
+    assert (served[records.requests.arrival < 12.5] == 0).all()
+    assert set(served[records.requests.arrival > 13].tolist()) == {0, 1, 2}
+
+
+def test_scaled_to_zero_requests_wait_at_the_door_for_a_cold_start() -> None:
+    arrival = np.array([0.0, 200.0, 200.5])
+    requests = Trace(arrival, np.full(3, 64), np.full(3, 4))
+    options = {"cooldown_s": 60.0, "average_s": 0.0, "stabilization_down_s": 0.0}
+    scaling = ScalingPlan("queue", options, 10.0)
+    records = Simulation(requests, plan(GroupLife(0, 2, 1, 20.0), scaling=scaling)).run()
+    assert (records.requests.status == Status.FINISHED).all()
+    assert records.replicas[0].stopped == pytest.approx(60.0)  # not busy at any look, for 60 s
+    assert records.replicas[1].started == 210.0  # the first look after the request
+    np.testing.assert_allclose(records.requests.scheduled[1:], 230.0, atol=0.01)
+
+
+def test_nobody_waits_for_ever() -> None:
+    """Nothing ever starts: who waits for a replica is turned away in the end."""
+    records = Simulation(steady(5), plan(GroupLife(0, 2, 0), timeout_s=30.0)).run()
+    assert (records.requests.status == Status.REJECTED).all()
+    assert records.rejections == {"queue timeout": 5}
+
+
+def test_a_replica_that_is_scaled_in_finishes_what_it_has() -> None:
+    requests = Trace(np.zeros(8), np.full(8, 64), np.full(8, 400))
+    scaling = ScalingPlan("scheduled", {"hours": "0:1"}, 0.5)
+    records = Simulation(requests, plan(GroupLife(1, 2, 2), scaling=scaling)).run()
+    gone = next(life for life in records.replicas if isfinite(life.stopped))
+    index = records.replicas.index(gone)
+    mine = records.requests.replica == index
+    assert mine.sum() == 4
+    assert gone.why_stopped == "scaled in"
+    assert of_kind(records, "drain") == [0.5]
+    assert gone.stopped == records.requests.finish[mine].max() > 1.0
+    assert not records.attempts
+
+
+@pytest.mark.parametrize(("detection_s", "late"), [(0.0, 0.0), (3.0, 3.0)])
+def test_what_is_sent_to_a_dead_replica_waits_until_the_router_knows(detection_s: float, late: float) -> None:
+    """The only replica of two that is left gets everything once the failure is known; nothing is lost."""
+    requests = steady(100, 10.0)
+    path_free = FaultPlan("tests.cluster.test_life:AtFive", detection_s=detection_s)
+    records = Simulation(requests, plan(GroupLife(2, 2, 2), faults=(path_free,), router="round-robin")).run()
+    (died,) = of_kind(records, "failure")
+    assert died == 5.0
+    assert (records.requests.status == Status.FINISHED).all()
+    waited = records.requests.first_token - records.requests.arrival
+    sent = (records.requests.arrival > 5.0) & (records.requests.arrival < 5.0 + detection_s)
+    hit = sent & (waited > 0.15)
+    if late:
+        assert hit.sum() == pytest.approx(sent.sum() / 2, abs=1.5)  # every second one
+        np.testing.assert_allclose((records.requests.arrival + waited)[hit], 5.0 + late, atol=0.5)
+    else:
+        assert not hit.any()
+    after = records.requests.arrival > 5.0 + detection_s
+    assert (records.requests.replica[after] == 1).all()
+    assert set(np.flatnonzero(hit).tolist()) <= set(records.attempts)  # and perhaps what it was computing
+    assert len(records.attempts) <= hit.sum() + 3
+
+
+class AtFive(Faults):
+    """The replica in the first place fails at 5 s, for good."""
+
+    def __init__(self, around: FaultSurroundings, options: object) -> None:
+        del around, options
+
+    def loss(self, group: int, slot: int) -> Loss | None:
+        return Loss(5.0, "failure", 0.0, inf) if slot == 0 else None
+
+
+def test_moving_the_kv_saves_what_computing_again_would_cost() -> None:
+    """One of two spot instances goes in the middle of long answers to long prompts."""
+    requests = Trace(np.zeros(8), np.full(8, 1500), np.full(8, 2000))
+    recomputed, finished, moved = {}, {}, {}
+    for recovery in ("recompute", "migrate"):
+        fault = FaultPlan("tests.cluster.test_life:WarnedAtFive", recovery=recovery)  # type: ignore[arg-type]
+        cluster = plan(GroupLife(1, 2, 2, network_bytes_per_s=1e10), faults=(fault,), blocks=4000)
+        built = Simulation(requests, cluster)
+        records = built.run()
+        check(records, requests, built)
+        recomputed[recovery] = records.tokens_recomputed
+        finished[recovery] = records.requests.finish.mean()
+        moved[recovery] = 0 if records.transfers is None else len(records.transfers.start)
+    assert moved == {"recompute": 0, "migrate": 4}
+    assert recomputed["recompute"] >= 4 * 1500
+    assert recomputed["migrate"] == 0
+    assert finished["migrate"] < finished["recompute"]
+
+
+class WarnedAtFive(Faults):
+    """The replica in the first place is told at 5 s that it ends at 8 s."""
+
+    def __init__(self, around: FaultSurroundings, options: object) -> None:
+        del around, options
+
+    def loss(self, group: int, slot: int) -> Loss | None:
+        return Loss(8.0, "reclaim", 3.0, inf) if slot == 0 else None
+
+
+def test_nodes_of_a_recording_come_and_go(tmp_path: Path) -> None:
+    path = tmp_path / "events.csv"
+    path.write_text("0,add,n1\n0,add,n2\n4000,remove,n1\n9000,add,n3\n12000,remove,n2\n15000,add,n4\n")
+    fault = FaultPlan("spot-trace", {"path": str(path), "warning_s": 1.0})
+    requests = steady(200, 10.0)
+    built = Simulation(requests, plan(GroupLife(3, 3, 3, 2.0), faults=(fault,)))
+    records = built.run()
+    check(records, requests, built)
+    started = [life.started for life in records.replicas]
+    assert started == [0.0, 0.0, 9.0, 15.0]
+    assert of_kind(records, "reclaim") == [3.0, 11.0]
+    np.testing.assert_allclose([life.stopped for life in records.replicas[:2]], [3.0, 11.0], atol=1.0)
+    assert (records.requests.status == Status.FINISHED).all()
+
+
+def test_a_request_that_is_lost_too_often_has_failed_and_its_followers_go_on() -> None:
+    requests = Trace(np.zeros(3), np.full(3, 64), np.full(3, 5000))  # each takes a minute, no replica lives a second
+    fault = FaultPlan("failures", {"mtbf_s": 0.5, "mttr_s": 0.1}, detection_s=0.0, max_attempts=4)
+    built = Simulation(requests, plan(GroupLife(2, 2, 2), faults=(fault,)), closed_loop_users=1)
+    records = built.run()
+    check(records, requests, built)
+    assert (records.requests.status == Status.FAILED).all()
+    assert records.attempts == {0: 4, 1: 4, 2: 4}
+    assert (np.diff(records.requests.arrival) > 0).all()
