@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -51,13 +50,15 @@ def summarize_energy(records: SimulationRecords, plan: EnergyPlan, window: tuple
     finished = int(np.sum(np.isfinite(records.requests.finish)))
     output = made + int(np.sum(np.isfinite(records.requests.first_token)))
     names = [replica.group for replica in records.replicas]
-    hours, by_hour = hourly(records, above, idle_w, window)
-    peak = float(max(by_hour / np.diff(hours), default=0.0)) * plan.pue if len(by_hour) else 0.0
+    hours = _edges(window, HOUR_S)
+    by_hour = _joules(records, above, idle_w, hours)
+    minutes = _edges(window, 60.0)
     energy = {
         "kwh": total_j / J_PER_KWH,
         "idle_kwh": float(held_j.sum()) / J_PER_KWH,
         "mean_w": total_j / (high - low) if high > low else None,
-        "peak_hour_w": peak,
+        "peak_hour_w": _peak(by_hour, hours) * plan.pue,
+        "peak_minute_w": _peak(_joules(records, above, idle_w, minutes), minutes) * plan.pue,
         "joules_per_request": total_j / finished if finished else None,
         "joules_per_output_token": total_j / output if output else None,
         "pue": plan.pue,
@@ -83,18 +84,36 @@ def step_watts(records: SimulationRecords, models: Sequence[tuple[PowerModel, in
     return watts
 
 
-def hourly(
-    records: SimulationRecords, above: Floats, idle_w: Floats, window: tuple[float, float]
-) -> tuple[Floats, Floats]:
-    """(edges in s, J in each hour between them) of the GPUs, within the window. above: watts over idle, (rows,)."""
+def power_over_time(records: SimulationRecords, plan: EnergyPlan, edges: Floats) -> Floats:
+    """Mean watts of the cluster between each two ``edges`` (s), PUE included, (len(edges) - 1,)."""
+    models = [plan.groups[replica.group] for replica in records.replicas]
+    idle_w = np.array([model.idle_w * count for model, count in models])
+    above = step_watts(records, models) - idle_w[records.steps.replica]
+    return np.asarray(_joules(records, above, idle_w, edges) / np.diff(edges) * plan.pue)
+
+
+def _edges(window: tuple[float, float], width_s: float) -> Floats:
+    """Of the window's bins: multiples of ``width_s``, and its ends."""
     low, high = window
-    inner = np.arange(np.floor(low / HOUR_S) + 1, np.ceil(high / HOUR_S)) * HOUR_S
-    edges = np.concatenate([[low], inner, [high]]) if high > low else np.array([low])
+    if high <= low:
+        return np.array([low])
+    inner = np.arange(np.floor(low / width_s) + 1, np.ceil(high / width_s)) * width_s
+    return np.concatenate([[low], inner, [high]])
+
+
+def _joules(records: SimulationRecords, above: Floats, idle_w: Floats, edges: Floats) -> Floats:
+    """Energy of the GPUs in each bin, exact. above: watts of each row over idle."""
     if len(edges) < 2:
-        return edges, np.zeros(0)
+        return np.zeros(0)
     busy = step_mean(records, above, edges) * np.diff(edges)
-    held = [float((idle_w * lifetimes(records, a, b)).sum()) for a, b in pairwise(edges)]
-    return edges, np.asarray(busy + np.array(held))
+    held = np.zeros(len(edges))  # J up to each edge
+    for replica, watts in zip(records.replicas, idle_w.tolist(), strict=True):
+        held += watts * np.clip(edges, replica.started, replica.stopped)
+    return np.asarray(busy + np.diff(held))
+
+
+def _peak(joules: Floats, edges: Floats) -> float:
+    return float(np.max(joules / np.diff(edges), initial=0.0))
 
 
 def _within(records: SimulationRecords, low: float, high: float) -> Floats:

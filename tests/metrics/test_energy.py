@@ -13,7 +13,7 @@ from simulator.cluster.simulation import Simulation
 from simulator.cost.analytic import FixedCost
 from simulator.cost.power import PowerModel
 from simulator.metrics import summarize
-from simulator.metrics.energy import EnergyPlan, summarize_energy
+from simulator.metrics.energy import EnergyPlan, power_over_time, summarize_energy
 from simulator.replica.records import SimulationRecords
 from simulator.scheduling import EngineArgs
 from traces.trace import Trace
@@ -71,6 +71,16 @@ def test_carbon_follows_the_hour() -> None:
     third = summarize_energy(records, plan, (7200.0, 10_800.0))
     assert whole["carbon"]["gco2"] == pytest.approx(1000 * third["energy"]["kwh"])
     assert whole["energy"]["kwh"] == pytest.approx(third["energy"]["kwh"] + 2 * 0.1)  # two idle hours of 100 W
+
+
+def test_power_over_time_integrates_to_the_energy() -> None:
+    records = run(4)
+    plan = EnergyPlan({"replicas": (POWER, 2)}, 1.1)
+    edges = np.linspace(0.0, records.end, 173)
+    watts = power_over_time(records, plan, edges)
+    energy = summarize_energy(records, plan, (0.0, records.end))["energy"]
+    assert float((watts * np.diff(edges)).sum()) == pytest.approx(3.6e6 * energy["kwh"])
+    assert energy["mean_w"] <= energy["peak_hour_w"] <= energy["peak_minute_w"] <= 1.1 * 4 * 2 * 500
 
 
 def test_an_idle_replica_draws_idle_power_from_its_start() -> None:
