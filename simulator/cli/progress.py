@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from simulator.cli.console import err
 from simulator.core.units import format_seconds
+from simulator.planning.sweep import Status as SweepStatus
 from simulator.survey.runner import Status as SurveyStatus
 
 MIN_INTERVAL_S = 0.1
@@ -93,3 +94,45 @@ class SurveyProgress:
             after = format_seconds(status.elapsed_s)
             said = f"{status.finished} of {status.total} systems after {after}, {eta or 'time left unknown'}: {running}"
             self._console.print(said, markup=False, soft_wrap=True)
+
+
+class SweepProgress:
+    """Call it with a sweep's ``Status``. A bar on a terminal, elsewhere a line now and then."""
+
+    LINE_EVERY_S = 15.0
+
+    def __init__(self, title: str) -> None:
+        self._console = err()
+        self._bar = Progress(
+            TextColumn(title),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("[dim]{task.fields[said]}"),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._last = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        self._task = self._bar.add_task("sweep", total=None, said="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def __call__(self, status: SweepStatus) -> None:
+        left = "" if status.eta_s is None else f"{format_seconds(status.eta_s)} left"
+        kept = f"{status.reused} from before" if status.reused else ""
+        bad = f"{status.invalid} invalid" if status.invalid else ""
+        said = ", ".join(part for part in (kept, bad, left) if part)
+        if self._task is not None and self._console.is_terminal:
+            self._bar.update(self._task, completed=status.finished, total=status.total, said=said)
+        elif time.perf_counter() - self._last > self.LINE_EVERY_S:
+            self._last = time.perf_counter()
+            text = f"{status.finished} of {status.total} runs" + (f" ({said})" if said else "")
+            self._console.print(text, markup=False, soft_wrap=True)
