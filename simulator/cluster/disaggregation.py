@@ -223,10 +223,14 @@ class Disaggregation:
 
     def records(self, until: float) -> Moved:
         """What the simulation's records say of all this. until: when it stopped, s."""
+        prefill, replica = (
+            np.array(self.prefill_replica, dtype=np.int64),
+            np.array(self._columns.replica, dtype=np.int64),
+        )
         return {
             "transfers": self.transfers.records(until),
             "link_bytes": self.transfers.link_bytes(),
-            "prefill_replica": np.array(self.prefill_replica, dtype=np.int64),
+            "prefill_replica": np.where(prefill < 0, replica, prefill),
         }
 
     # -- prefill -------------------------------------------------------------------------------------------------

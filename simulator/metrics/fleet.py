@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from simulator.metrics.series import prompt_hosts
 from simulator.metrics.stats import Floats, Ints
 from simulator.metrics.token_times import num_replicas, span_seconds
 from simulator.replica.records import SimulationRecords, Status
@@ -31,7 +32,7 @@ def replica_columns(records: SimulationRecords, window: tuple[float, float] | No
         return np.bincount(rows, weights=weights, minlength=n).astype(np.int64)
 
     served = requests.replica >= 0
-    prompt_host = requests.replica if records.prefill_replica is None else records.prefill_replica
+    prompt_host = prompt_hosts(records)
     computed = prompt_host >= 0
     first = ~np.isnan(requests.first_token) & computed
     alive = lifetimes(records, low, high)

@@ -37,6 +37,7 @@ def requests_frame(
         "request": np.arange(len(requests.arrival)),
         "status": _categorical(requests.status, [kind.name.lower() for kind in Status]),
         "replica": requests.replica,
+        **({} if records.prefill_replica is None else {"prefill_replica": records.prefill_replica}),
         "arrival_s": np.where(np.isfinite(requests.arrival), requests.arrival, np.nan),
         "scheduled_s": requests.scheduled,
         "first_token_s": requests.first_token,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.metrics.series import admitted_mask, count_at, waiting_interval
+from simulator.metrics.series import admitted_mask, count_at, prompt_hosts, waiting_interval
 from simulator.metrics.stats import Floats, Stats, describe_over_time, grouped
 from simulator.metrics.token_times import num_replicas, span_seconds
 from simulator.replica.records import SimulationRecords
@@ -57,7 +57,7 @@ def _waiting_again(records: SimulationRecords) -> tuple[Floats, Floats, Floats]:
     kept = admitted_mask(records)
     leaves = np.where(np.isnan(requests.scheduled), np.inf, requests.scheduled)
     number = num_replicas(records)
-    hosts = np.where(kept, requests.replica, -1)
+    hosts = np.where(kept, prompt_hosts(records), -1)
     for rows, mine in zip(grouped(steps.replica, number), grouped(hosts, number), strict=True):
         first[rows] = count_at(requests.arrival[mine], leaves[mine], steps.start[rows])
     again = np.maximum(steps.num_waiting - first, 0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.metrics.stats import Floats, grouped
+from simulator.metrics.stats import Floats, Ints, grouped
 from simulator.metrics.token_times import Bools, num_replicas, span_seconds
 from simulator.replica.records import SimulationRecords, Status
 
@@ -87,6 +87,11 @@ def _accumulate(pieces: Floats) -> Floats:
     return np.stack([after - pieces, after], axis=1).ravel()
 
 
+def prompt_hosts(records: SimulationRecords) -> Ints:
+    """Replica on which each request waited first, (requests,); -1: none."""
+    return records.requests.replica if records.prefill_replica is None else records.prefill_replica
+
+
 def left_waiting(records: SimulationRecords) -> Bools:
     """Spans (rows,) during which some request of the replica waited and was not admitted at their end either.
 
@@ -99,7 +104,7 @@ def left_waiting(records: SimulationRecords) -> Bools:
     kept = admitted_mask(records)
     leaves = np.where(np.isnan(requests.scheduled), np.inf, requests.scheduled)
     number = num_replicas(records)
-    hosts = np.where(kept, requests.replica, -1)
+    hosts = np.where(kept, prompt_hosts(records), -1)
     for rows, mine in zip(grouped(steps.replica, number), grouped(hosts, number), strict=True):
         out[rows] |= count_at(requests.arrival[mine], leaves[mine], end[rows]) > 0
     return out

@@ -213,7 +213,7 @@ def test_short_prompts_are_computed_where_they_are_decoded() -> None:
     records = checked(Simulation(requests, disaggregated(min_prompt_tokens=100)), requests)
     short = requests.prompt_tokens < 100
     assert records.prefill_replica is not None
-    assert (records.prefill_replica[short] == -1).all()
+    assert (records.prefill_replica[short] == records.requests.replica[short]).all()
     assert (records.requests.replica[short] >= 2).all()
     long = ~short & (requests.output_tokens > 1)
     assert np.isin(records.prefill_replica[long], [0, 1]).all()
@@ -296,9 +296,8 @@ def test_decode_replicas_help_out_with_prompts_and_go_back() -> None:
         slow.requests.first_token - requests.arrival, 90
     )
     assert fast.prefill_replica is not None
-    here = fast.prefill_replica == -1
-    assert 0 < here.sum() < n
-    assert (fast.requests.replica[here] > 0).all()
+    assert 0 < (fast.prefill_replica > 0).sum() < n
+    assert (fast.requests.replica > 0).all()
     began = [event.replica for event in fast.events if "computes prompts too" in event.text]
     ended = [event.replica for event in fast.events if "its own role" in event.text]
     assert sorted(began) == sorted(ended)

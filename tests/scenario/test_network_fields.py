@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from simulator.core.errors import UserError
 from simulator.model.catalogue import model
+from simulator.replica.records import Status
 from simulator.scenario import load, run
 from simulator.scenario.build import build, build_cluster, build_groups
 
@@ -129,3 +131,41 @@ def test_regions_with_a_link_work(tmp_path: Path) -> None:
     assert transfers is not None
     assert (transfers.end - transfers.start).min() > 0.04
     assert "wan eu to us" in result.records.link_bytes
+
+
+SCENARIOS = Path(__file__).resolve().parents[2] / "scenarios" / "cluster"
+SHIPPED = ["3p5d-h100", "migrating-llumnix", *(p.stem for p in sorted(SCENARIOS.glob("disaggregated-*.yaml")))]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_scenarios_that_ship_run(name: str) -> None:
+    loaded = load(SCENARIOS / f"{name}.yaml")
+    preset = loaded.workload.preset
+    assert preset is not None
+    small = replace(loaded, workload=replace(loaded.workload, preset=replace(preset, num_requests=150)))
+    result = run(small)
+    assert (result.records.requests.status == Status.FINISHED).all()
+    transfers = result.records.transfers
+    assert transfers is not None
+    if "migrating" not in name:
+        assert len(transfers.start) > 0.8 * (result.trace.output_tokens > 1).sum()
+
+
+def test_requests_move_in_a_scenario_with_migration(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("""
+model: Llama-3.1-8B
+hardware: H100-SXM
+engine: {max_model_len: 4096, num_gpu_blocks_override: 400, enable_prefix_caching: false}
+cluster:
+  replicas: 3
+  migration: {interval_s: 0.2, out_below_tokens: 100, in_above_tokens: 150}
+  network: {gpus_per_node: 1, bandwidth: 10GB, efficiency: 1.0}
+workload: {preset: {name: azure-conv, num_requests: 300, rate: 30}}
+""")
+    result = run(load(tmp_path / "s.yaml"))
+    transfers = result.records.transfers
+    assert transfers is not None
+    assert len(transfers.start) > 3
+    assert set(transfers.kind) == {"migration"}
+    assert (result.records.requests.status != Status.IN_FLIGHT).all()
+    assert result.summary["cluster"]["transfers"]["migration"]["count"] == len(transfers.start)
