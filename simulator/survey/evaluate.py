@@ -87,13 +87,13 @@ class _Bench:
         if measure.sweep is None:
             experiment = self._experiment(measure, {})
             if measure.capacity is not None:
-                return self._capacity(experiment, measure.capacity, measure.values)
-            return self._run(experiment, rate, measure.values)
+                return self._capacity(experiment, measure, measure.capacity)
+            return self._run(experiment, rate, measure)
         path, points = measure.sweep.path, []
         for value in measure.sweep.values:
             settings = {} if path == "rate" else {path: value}
             experiment = self._experiment(measure, settings)
-            point = self._run(experiment, value if path == "rate" else rate, measure.values)
+            point = self._run(experiment, value if path == "rate" else rate, measure)
             points.append(point | {"value": value})
         return Points(points)
 
@@ -106,10 +106,10 @@ class _Bench:
             self.calibration |= {name: price.source for name, price in experiment.variant.prices.items()}
         return experiment
 
-    def _run(self, experiment: Experiment, rate: float | None, values: Mapping[str, str]) -> Numbers:
-        return numbers(experiment.run(rate), values, self.results) | {"rate": rate}
+    def _run(self, experiment: Experiment, rate: float | None, measure: Measure) -> Numbers:
+        return numbers(experiment.run(rate), measure, self.results) | {"rate": rate}
 
-    def _capacity(self, experiment: Experiment, spec: CapacitySpec, values: Mapping[str, str]) -> Numbers:
+    def _capacity(self, experiment: Experiment, measure: Measure, spec: CapacitySpec) -> Numbers:
         """The numbers of the run at the highest rate that meets the target (where none does: of the last one)."""
         meets = Formula(spec.meets)
         best: Numbers = {}
@@ -117,7 +117,7 @@ class _Bench:
 
         def probe(rate: float) -> bool:
             nonlocal best, last
-            last = self._run(experiment, rate, values)
+            last = self._run(experiment, rate, measure)
             good = meets.number(self.results | last) == 1.0
             if good and rate > best.get("rate", 0.0):
                 best = last

@@ -21,6 +21,7 @@ from simulator.scenario.run import run
 from simulator.survey.expression import Formula
 from simulator.survey.load import SystemFile, Variant, variant
 from simulator.survey.price import PublishedCost
+from simulator.survey.spec import Measure
 from traces import transforms
 from traces.trace import LABEL_COLUMNS, Labels, Trace
 
@@ -89,19 +90,24 @@ def _priced(groups: tuple[Setup, ...], chosen: Variant, file: SystemFile) -> tup
     return tuple(out)
 
 
-def numbers(result: Result, values: Mapping[str, str], earlier: Mapping[str, Any]) -> Numbers:
-    """The summary, what is known of the engine, and ``values``: formulas over both, the columns of
+def numbers(result: Result, measure: Measure, earlier: Mapping[str, Any]) -> Numbers:
+    """The summary, what is known of the engine, and a measurement's ``values``: formulas over both, the columns of
     requests and what was measured earlier."""
     found: Numbers = dict(result.summary)
     found["setup"] = [_setup(group) for group in result.groups]
     found["kv_utilization"] = kv_utilization(result)
-    if values:
-        requests = columns(result)
-        if any(GAP_EMA in text for text in values.values()):
-            requests[GAP_EMA] = worst_gap_ema(result)
-        scope = dict(earlier) | found | {"requests": requests} | _moved(result)
-        for name, text in values.items():
-            scope[name] = found[name] = Formula(text).number(scope)
+    if not measure.values and not measure.keep:
+        return found
+    requests = columns(result)
+    if any(GAP_EMA in text for text in measure.values.values()):
+        requests[GAP_EMA] = worst_gap_ema(result)
+    for name in measure.keep:
+        if name not in requests:
+            raise ScenarioError(f"requests have no {name!r}.", remedy=suggestion(name, requests, noun="columns"))
+        found[name] = requests[name]
+    scope = dict(earlier) | found | {"requests": requests} | _moved(result)
+    for name, text in measure.values.items():
+        scope[name] = found[name] = Formula(text).number(scope)
     return found
 
 

@@ -55,6 +55,8 @@ class Measure:
     """A search; the run kept is the one at the rate found, and `rate` is it (0: no rate meets the target)."""
     values: dict[Key, Formula] = field(default_factory=dict)
     """More numbers, from formulas over the run's summary and the columns of `requests`."""
+    keep: tuple[Key, ...] = ()
+    """Columns of `requests` to keep, so that later formulas can compare request with request (`unloaded.e2e_s`)."""
 
     def __post_init__(self) -> None:
         if self.sweep is not None and self.capacity is not None:
