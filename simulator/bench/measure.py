@@ -1,9 +1,9 @@
 """Runs bench cases, each in a process of its own so that its peak memory is its own.
 
-Counted: arrivals, scheduling, pricing, KV blocks and all records as arrays. A deployment's price tables are filled the
-first time a step needs them and kept, as repeated runs and sweeps keep them: the first run of a case, building the cost
-model included, is reported apart (``first_cpu_s``), and rates are medians of the runs after it. Left out: starting
-Python, reading or generating the trace, and metrics, which are a function of the records.
+Counted: arrivals, routing, scheduling, pricing, KV blocks and all records as arrays. A deployment's price tables are
+filled the first time a step needs them and kept, as repeated runs and sweeps keep them: the first run of a case,
+building the cost model included, is reported apart (``first_cpu_s``), and rates are medians of the runs after it. Left
+out: starting Python, reading or generating the trace, and metrics, which are a function of the records.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def measure(names: Sequence[str], traces: Path | None = None) -> Iterator[Measur
 
 def run_case(name: str, path: Path | None) -> Measurement:
     """Measure one case in this process."""
-    from simulator.cluster import simulate
-    from simulator.scenario.build import build, make_trace
+    from simulator.cluster.simulation import Simulation
+    from simulator.scenario.build import build_cluster, build_groups, make_trace
     from simulator.scenario.load import anchored
     from simulator.scenario.source import Source
 
@@ -104,13 +104,13 @@ def run_case(name: str, path: Path | None) -> Measurement:
     yard: list[float] = []
     steps = 0
     begin = time.process_time()
-    setup = build(scenario)
+    cluster = build_cluster(scenario, build_groups(scenario))
     building = time.process_time() - begin
     for _ in range(case["repeats"]):
         yard.append(timeouts_per_cpu_s())
         gc.collect()
         begin = time.process_time()
-        records = simulate(trace, setup.args, setup.cost, setup.num_gpu_blocks, max_model_len=setup.args.max_model_len)
+        records = Simulation(trace, cluster, seed=scenario.seed).run()
         seconds.append(time.process_time() - begin)
         steps = int(records.steps.num_steps.sum())
         del records

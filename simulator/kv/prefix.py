@@ -220,25 +220,31 @@ class PrefixCache(BlockPool):
             keyed = len(run.ids) * unit
             if run.hi < keyed:
                 first = -(-run.hi // unit) if run.hi > run.lo else run.lo // unit
-                for i in range(-(-min(old, keyed) // unit) - 1, first - 1, -1):  # as if they went one by one
-                    self._forget(run.ids[i], run)
+                self._forget(run, first, -(-min(old, keyed) // unit))
             if run.hi == run.lo:
                 self._unlink(run)
             count -= taken
             if not count:
                 return
 
-    def _forget(self, block_id: int, run: Run) -> None:
-        found = self._index[block_id]
-        if found is run:
-            del self._index[block_id]
+    def _forget(self, run: Run, first: int, end: int) -> None:
+        """Nobody finds ids ``first`` to ``end - 1`` in this run any more; told from the last to the first."""
+        index = self._index
+        gone: list[int] = []
+        for block_id in run.ids[first:end]:
+            found = index[block_id]
+            if found is run:
+                del index[block_id]
+                gone.append(block_id)
+            else:
+                assert isinstance(found, list)
+                found.remove(run)
+                if len(found) == 1:
+                    index[block_id] = found[0]
+        if gone and self._removed:
+            gone.reverse()
             for tell in self._removed:
-                tell((block_id,))
-        else:
-            assert isinstance(found, list)
-            found.remove(run)
-            if len(found) == 1:
-                self._index[block_id] = found[0]
+                tell(gone)
 
     def cache(self, table: BlockTable, full_blocks: int) -> None:
         """The request's first ``full_blocks`` blocks are full: from now on others can hit those with an id."""
