@@ -10,6 +10,7 @@ from simulator.cluster.elastic import ScalingPlan
 from simulator.cluster.failures import Failures
 from simulator.cluster.lifecycle import Lifecycle, State
 from simulator.cluster.rescue import Rescue
+from simulator.core.errors import PolicyError
 from simulator.core.random import Streams
 from simulator.scaling import SCALERS, GroupFacts, GroupView, Scaler, Surroundings, View
 from simulator.scheduling.request import Request
@@ -66,7 +67,14 @@ class Autoscaler:
         lifecycle = self._lifecycle
         if lifecycle.over:
             return
-        for group, wanted in enumerate(self._policy.desired(self._view(now))):
+        desired = list(self._policy.desired(self._view(now)))
+        if len(desired) != len(lifecycle.groups) or not all(isinstance(n, int) and n >= 0 for n in desired):
+            names = ", ".join(group.name for group in lifecycle.groups)
+            raise PolicyError(
+                f"autoscaler {self._plan.policy!r} wants {desired} replicas.",
+                remedy=f"It must answer with one whole number, 0 or more, per group ({names}).",
+            )
+        for group, wanted in enumerate(desired):
             lifecycle.set_target(group, wanted, now)
         self.begin()
 

@@ -15,11 +15,14 @@ from simulator.cluster.elastic import FaultPlan, GroupLife, LifePlan, ScalingPla
 from simulator.cluster.plan import ClusterPlan, Group, RouterPlan
 from simulator.cluster.simulation import Simulation
 from simulator.cluster.transfers import KvBytes
+from simulator.core.errors import PolicyError
 from simulator.faults import Faults, Loss
 from simulator.faults import Surroundings as FaultSurroundings
 from simulator.metrics import analyse
 from simulator.metrics.token_times import tokens_made
 from simulator.replica.records import SimulationRecords, Status
+from simulator.routing import ROUTERS
+from simulator.scaling import Scaler, View
 from tests.cluster.test_many_replicas import ARGS, LINEAR, same, trace
 from tests.scheduling.invariants import clock_never_runs_back, nobody_is_left
 from traces.trace import Trace
@@ -81,7 +84,7 @@ def test_a_group_that_never_changes_is_what_it_would_be_without_a_life() -> None
     assert [life.stopped for life in living.replicas] == [inf] * 3
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     initial=st.integers(0, 3),
@@ -91,7 +94,7 @@ def test_a_group_that_never_changes_is_what_it_would_be_without_a_life() -> None
     spot=st.sampled_from([None, 0.5, 3.0]),
     recovery=st.sampled_from(["finish", "recompute", "migrate"]),
     policy=st.sampled_from([None, "queue", "utilization", "kv-usage", "predictive"]),
-    router=st.sampled_from(["least-requests", "round-robin", "prefix-aware"]),
+    router=st.sampled_from(ROUTERS.names()),
     users=st.sampled_from([None, None, 9]),
     stages=st.sampled_from([1, 1, 2]),
     blocks=st.sampled_from([90, 400]),
@@ -265,3 +268,21 @@ def test_a_request_that_is_lost_too_often_has_failed_and_its_followers_go_on() -
     assert (records.requests.status == Status.FAILED).all()
     assert records.attempts == {0: 4, 1: 4, 2: 4}
     assert (np.diff(records.requests.arrival) > 0).all()
+
+
+class Confused(Scaler):
+    """Answers for two groups where there is one."""
+
+    def __init__(self, around: object, options: object) -> None:
+        del around, options
+
+    def desired(self, view: View) -> list[int]:
+        del view
+        return [1, 2]
+
+
+def test_an_autoscaler_that_answers_nonsense_is_told_so() -> None:
+    scaling = ScalingPlan("tests.cluster.test_life:Confused", {}, 1.0)
+    with pytest.raises(PolicyError, match=r"wants \[1, 2\]") as caught:
+        Simulation(steady(), plan(GroupLife(1, 3, 1), scaling=scaling)).run()
+    assert "per group (replicas)" in str(caught.value.remedy)
