@@ -30,6 +30,7 @@ class Group:
     kv: size of a request's KV cache, where it may have to move.
     gpu, num_gpus: what a replica runs on, for the records.
     tiers: slower places behind the prefix cache.
+    shares: group on whose GPUs these replicas run too, the first on those of its first and so on; None: on their own.
     """
 
     args: EngineArgs
@@ -45,6 +46,7 @@ class Group:
     gpu: str = ""
     num_gpus: int = 1
     tiers: TierSet | None = None
+    shares: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "args", resolve(self.args))

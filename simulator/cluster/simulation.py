@@ -23,6 +23,7 @@ from simulator.cluster.prediction import LinearPredictor, queued_tokens
 from simulator.cluster.ranks import cache_events, check_ranks
 from simulator.cluster.replica import Replica
 from simulator.cluster.scaler import set_going
+from simulator.cluster.sharing import shared_processors
 from simulator.cluster.tiers import Tiers
 from simulator.core.errors import ScenarioError
 from simulator.core.random import streams
@@ -33,6 +34,7 @@ from simulator.replica.engine import Engine, Observer
 from simulator.replica.pipeline import PipelineEngine
 from simulator.replica.recorder import Columns, Recorder, join_steps
 from simulator.replica.records import ReplicaRecord, SimulationRecords
+from simulator.replica.shared import SharedEngine
 from simulator.replica.steps import OnFinish
 from simulator.replica.wave import WaveEngine
 from simulator.routing import ROUTERS, Fleet, Needs, Router, Surroundings
@@ -72,6 +74,7 @@ class Simulation:
         self.columns = Columns(len(trace))
         groups = cluster.groups
         check_ranks(cluster)
+        self._processors = shared_processors(cluster)  # by place, of replicas that share their GPUs
         self._member = places(cluster)
         handed_to = None
         if cluster.disaggregation is not None:
@@ -231,7 +234,18 @@ class Simulation:
         policy, state = policies[0], states[0]
         self._tiers.connect(index, group, state)
         engine: Engine | PipelineEngine
-        if len(ranks) > 1 or args.enable_eplb:
+        processor = self._processors.get(slot)
+        if processor is not None:
+            engine = SharedEngine(
+                state,
+                policy,
+                group.cost,
+                recorder,
+                processor=processor,
+                on_finish=on_finish,
+                observer=options.get("observer"),
+            )
+        elif len(ranks) > 1 or args.enable_eplb:
             engine = WaveEngine(
                 states,
                 policies,
@@ -360,7 +374,7 @@ def others_act(cluster: ClusterPlan) -> bool:
     """Whether more than arrivals reaches the engines, so that they need events of their own: anything but the plain
     parts of a plan."""
     plain = ("groups", "router", "admission")
-    shared = any(group.tiers is not None and group.tiers.shared for group in cluster.groups)
+    shared = any(g.shares is not None or (g.tiers is not None and g.tiers.shared) for g in cluster.groups)
     return shared or any(getattr(cluster, f.name) != f.default for f in fields(cluster) if f.name not in plain)
 
 

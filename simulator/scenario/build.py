@@ -22,7 +22,7 @@ from simulator.model.architecture import Model
 from simulator.model.catalogue import model
 from simulator.model.config import load_config
 from simulator.routing import ROUTERS
-from simulator.scenario import interconnect
+from simulator.scenario import interconnect, sharing
 from simulator.scenario.cluster import GroupSpec
 from simulator.scenario.config import Scenario, SloSpec
 from simulator.scenario.engine import EngineSpec, ModelSpec
@@ -170,7 +170,7 @@ def build_groups(scenario: Scenario) -> tuple[Setup, ...]:
         with within(f"cluster.groups.{index}", own):
             setup = build(replace(scenario, **own))
         built.append(replace(setup, name=spec.name, replicas=spec.replicas))
-    return tuple(built)
+    return sharing.on_shared_gpus(specs, built)
 
 
 def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
@@ -192,6 +192,7 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
             gpu=setup.gpu.name,
             num_gpus=setup.num_gpus,
             tiers=setup.tiers,
+            shares=spec.shares,
         )
         for setup, spec, speed in zip(setups, specs, speeds, strict=True)
     )

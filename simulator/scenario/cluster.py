@@ -62,6 +62,9 @@ class GroupSpec:
     """Serving engine; null: the scenario's."""
     serves: Name | None = None
     """Label of the trace's `model` column that is served here; null: any."""
+    shares: GroupName | None = None
+    """Group on whose GPUs these replicas run too, one engine's step at a time; each engine has the memory that its
+    `gpu_memory_utilization` says. null: on GPUs of their own."""
     weight: PositiveNumber | None = None
     """Work done per second relative to other groups, for routers that ask; null: from the price of a typical step."""
 

@@ -100,3 +100,53 @@ def test_the_shipped_scenario_shows_what_it_is_about() -> None:
     assert skewed > 1.1 * even
     assert balanced < even + 0.5 * (skewed - even)
     assert build(load(SHIPPED)).num_gpus == 8
+
+
+SHARED = """
+model: Qwen/Qwen3-0.6B
+hardware: H100-SXM
+engine: {max_model_len: 8192, gpu_memory_utilization: 0.45}
+cluster:
+  groups:
+    - {name: small, serves: small}
+    - {name: large, serves: large, model: Llama-3.1-8B, shares: small}
+workload: {trace: {path: two.csv, format: table}}
+"""
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    rows = [f"{i * 0.05:.2f},{200 + 7 * i},{20 + i % 9},{('small', 'large')[i % 2]}" for i in range(100)]
+    (tmp_path / "two.csv").write_text("\n".join(["arrival,prompt_tokens,output_tokens,model", *rows]))
+    found = tmp_path / "shared.yaml"
+    found.write_text(SHARED)
+    return found
+
+
+def test_two_models_on_one_gpu_are_paid_for_once_and_wait_for_each_other(shared: Path) -> None:
+    together = run(load(shared))
+    apart = run(load(shared, ["cluster.groups.1.shares=null"]))
+    assert together.summary["requests"]["finished"] == 100
+    assert together.summary["cost"]["usd_per_hour"] == pytest.approx(0.5 * apart.summary["cost"]["usd_per_hour"])
+    assert together.groups[0].num_gpu_blocks == apart.groups[0].num_gpu_blocks
+    slower = together.records.requests.finish - apart.records.requests.finish
+    assert slower.mean() > 0
+    idle = [result.summary["energy"]["idle_kwh"] / result.records.end for result in (together, apart)]
+    assert idle[0] == pytest.approx(0.5 * idle[1], rel=0.01)
+    assert together.summary["energy"]["kwh"] < apart.summary["energy"]["kwh"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["engine.gpu_memory_utilization=0.6"], "such as 0.46"),
+        (["cluster.groups.1.shares=larger"], "Name one of: small"),
+        (["cluster.groups.1.hardware=H200-SXM"], "same hardware"),
+        (["cluster.groups.1.engine.pipeline_parallel_size=2"], "same hardware"),
+        (["cluster.groups.1.engine.data_parallel_size=2"], "cluster.replicas: 2"),
+    ],
+)
+def test_what_cannot_share_gpus_is_told_why(shared: Path, settings: list[str], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        run(load(shared, settings))
+    assert words in str(caught.value)

@@ -1,0 +1,78 @@
+"""Groups of replicas on the same GPUs."""
+
+from __future__ import annotations
+
+from simulator.cluster.plan import ClusterPlan, Group
+from simulator.core.errors import ScenarioError
+from simulator.cost.power import ClockedCost
+from simulator.replica.shared import Processor
+
+
+def shared_processors(cluster: ClusterPlan) -> dict[int, Processor]:
+    """The GPUs of each replica that does not have them for itself, by place. Raises ScenarioError where groups do not
+    fit on the same GPUs.
+    """
+    groups = cluster.groups
+    tenants = [group for group in groups if group.shares is not None]
+    if not tenants:
+        return {}
+    first, place = {}, 0
+    for group in groups:
+        first[group.name] = place
+        place += group.count
+    hosts = {group.name: group for group in groups}
+    found: dict[int, Processor] = {}
+    for group in tenants:
+        host = _host(cluster, group, hosts)
+        for k in range(group.count):
+            processor = found.setdefault(first[host.name] + k, Processor())
+            found[first[group.name] + k] = processor
+    for group in groups:
+        if first[group.name] in found:
+            _check_engine(group)
+    return found
+
+
+def _host(cluster: ClusterPlan, group: Group, hosts: dict[str, Group]) -> Group:
+    """The group whose GPUs these are."""
+    where = f"cluster.groups.{group.name}.shares"
+    for name, what in (
+        ("disaggregation", "disaggregation"),
+        ("life", "scaling and faults"),
+        ("migration", "migration"),
+    ):
+        if getattr(cluster, name) is not None:
+            raise ScenarioError(
+                f"{what} of replicas that share their GPUs is not modelled.", where=where, remedy=f"Leave {what} out."
+            )
+    host = hosts.get(group.shares or "")
+    if host is None or host is group or host.shares is not None:
+        own = ", ".join(name for name, other in hosts.items() if other.shares is None and other is not group)
+        raise ScenarioError(
+            f"{group.shares!r} is not another group with GPUs of its own.", where=where, remedy=f"Name one of: {own}."
+        )
+    if (group.gpu, group.num_gpus, group.count) != (host.gpu, host.num_gpus, host.count):
+        raise ScenarioError(
+            f"{group.count} x {group.num_gpus} {group.gpu} cannot be the same GPUs as the "
+            f"{host.count} x {host.num_gpus} {host.gpu} of {host.name!r}.",
+            where=where,
+            remedy="Give both groups the same hardware, replicas and tensor_parallel_size.",
+        )
+    return host
+
+
+def _check_engine(group: Group) -> None:
+    args = group.args
+    for name, on in (
+        ("pipeline_parallel_size", args.pipeline_parallel_size > 1),
+        ("data_parallel_size", args.data_parallel_size > 1),
+        ("enable_eplb", args.enable_eplb),
+        ("kv_tiers", group.tiers is not None),
+        ("power caps and clocks", isinstance(group.cost, ClockedCost)),
+    ):
+        if on:
+            raise ScenarioError(
+                f"group {group.name}: {name} is not modelled on GPUs that engines share.",
+                where=f"cluster.groups.{group.name}",
+                remedy="Use tensor_parallel_size alone.",
+            )
