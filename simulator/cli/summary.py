@@ -72,7 +72,7 @@ def which_ttft(result: Result) -> str:
     """Engine or client: what the API server adds by the preset, for prompts as long as this trace's."""
     overhead, prompt = result.setup.cost.overhead, result.trace.prompt_tokens
     added = float(overhead.request_s(prompt.mean())) if len(prompt) else 0.0
-    if not added:
+    if added < 1e-4:  # a fit that found nothing
         return "the engine's own; what an API server adds to it is not modelled by this preset."
     return f"the engine's own; a client over HTTP sees about {format_seconds(added)} more by this preset."
 
