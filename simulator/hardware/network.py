@@ -75,7 +75,11 @@ class Network:
             return flow
         for channel, _ in flow.path:
             self._on[channel][flow] = None
-        self._share(self._component([flow]), now)
+        if all(len(self._on[channel]) == 1 for channel, _ in flow.path):  # the usual case, without the search
+            rates = [self.channels[channel].bandwidth / part for channel, part in flow.path]
+            self._set(flow, min([cap, *rates]), now)
+        else:
+            self._share(self._component([flow]), now)
         return flow
 
     @property
@@ -113,13 +117,16 @@ class Network:
 
     # -- inside ------------------------------------------------------------------------------------------------
 
-    def _take_off(self, flows: Iterable[Flow], now: float) -> None:
-        neighbours = self._component(flows)
+    def _take_off(self, flows: Sequence[Flow], now: float) -> None:
+        on = self._on
+        alone = all(len(on[channel]) == 1 for flow in flows for channel, _ in flow.path)
+        neighbours = {} if alone else self._component(flows)
         for flow in flows:
             neighbours.pop(flow, None)
             for channel, _ in flow.path:
-                self._on[channel].pop(flow, None)
-        self._share(neighbours, now)
+                on[channel].pop(flow, None)
+        if neighbours:
+            self._share(neighbours, now)
 
     def _component(self, flows: Iterable[Flow]) -> dict[Flow, None]:
         """Everybody whose rate may depend on these flows, them included, in order of their numbers."""
@@ -141,9 +148,12 @@ class Network:
             if rate == flow.rate:
                 continue  # its end stands, to the last bit
             self._advance(flow, now)
-            flow.rate = rate
-            flow.end = now + flow.remaining / rate
-            heappush(self._ends, (flow.end, flow.key, flow.number, flow))
+            self._set(flow, rate, now)
+
+    def _set(self, flow: Flow, rate: float, now: float) -> None:
+        flow.rate = rate
+        flow.end = now + flow.remaining / rate
+        heappush(self._ends, (flow.end, flow.key, flow.number, flow))
 
     def _rates(self, flows: dict[Flow, None]) -> dict[Flow, float]:
         """Progressive filling."""

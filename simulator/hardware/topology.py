@@ -79,6 +79,7 @@ class Topology:
         self.places = _placed(self.slots, fabric)
         self.channels: list[Channel] = []
         self._index: dict[str, int] = {}
+        self._routes: dict[tuple[int, int], tuple[dict[int, float], float]] = {}
         for name, bandwidth in self._links():
             self._index[name] = len(self.channels)
             self.channels.append(Channel(name, bandwidth * fabric.efficiency))
@@ -96,6 +97,12 @@ class Topology:
 
         Every GPU of a replica sends its part over its own NIC, or over its own NVLink where both stand in one node.
         """
+        found = self._routes.get((source, target))
+        if found is None:
+            found = self._routes[source, target] = self._route(source, target)
+        return found
+
+    def _route(self, source: int, target: int) -> tuple[dict[int, float], float]:
         a, b = self.places[source], self.places[target]
         if a.one_node and a.nodes == b.nodes[:1] * len(a.nodes) and b.one_node:
             near = {f"replica {source} link out": 1.0, f"replica {target} link in": 1.0}
