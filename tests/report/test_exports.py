@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from simulator.core.errors import UserError
 from simulator.metrics import Slo, summarize
+from simulator.replica.records import ClusterEvent, ReplicaRecord, TransferRecords
 from simulator.report.exports import to_aiperf, to_perfetto, to_vllm_bench
 from tests.metrics.toy_engine import ToyConfig, ToyRequest, ToyRun, random_requests, run_toy
 
@@ -153,3 +155,25 @@ def test_perfetto_cuts_a_window_and_says_when_it_cuts_more(toy: ToyRun) -> None:
     assert len(small["traceEvents"]) < 400
     with pytest.raises(UserError, match="is empty"):
         to_perfetto(toy.records, window=(6.0, 2.0))
+
+
+def test_perfetto_shows_transfers_per_pair_of_replicas_and_marks_what_befell_them(toy: ToyRun) -> None:
+    moved = TransferRecords(
+        ("kv", "kv"), np.array([0, 1]), np.array([0, 0]), np.array([1, 1]), np.array([1e6, 2e6]),
+        np.array([0.1, 0.2]), np.array([0.15, np.inf]),
+    )  # fmt: skip
+    lives = tuple(ReplicaRecord(name, "H100", 1, 0.0, 0.0, np.inf) for name in ("prefill", "decode"))
+    event = ClusterEvent(0.3, "failure", 1, "MTBF")
+    records = replace(toy.records, transfers=moved, replicas=lives, events=(event,))
+    events = to_perfetto(records)["traceEvents"]
+    names = [e["args"]["name"] for e in events if e["name"] == "process_name"]
+    assert names == ["prefill 0", "decode 1", "between replicas"]
+    begun = [e for e in events if e["ph"] == "b" and e["cat"] == "transfer"]
+    assert [(e["name"], e["ts"], e["args"]["bytes"]) for e in begun] == [
+        ("kv 0 -> 1", 1e5, 1e6),
+        ("kv 0 -> 1", 2e5, 2e6),
+    ]
+    ended = [e["ts"] for e in events if e["ph"] == "e" and e["cat"] == "transfer"]
+    assert ended == [1.5e5, pytest.approx(records.end * 1e6)]
+    [mark] = [e for e in events if e["ph"] == "i" and e["cat"] == "cluster"]
+    assert (mark["pid"], mark["name"], mark["ts"]) == (2, "failure", 3e5)

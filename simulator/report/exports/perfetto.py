@@ -1,7 +1,8 @@
 """A run as Chrome trace events, to open in ui.perfetto.dev or chrome://tracing.
 
 One process per replica: a track of its spans (what each step held), counters (running, waiting, KV usage), and one
-async track per request with its phases: queued, prefill, decode, preempted.
+async track per request with its phases: queued, prefill, decode, preempted. One more process holds a track per pair of
+replicas with the transfers between them; scaling and faults are marks on the replica they befell.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def to_perfetto(
     spans = np.flatnonzero((records.steps.start >= start) & (records.steps.start <= until))
     requests = np.flatnonzero((records.requests.arrival >= start) & (records.requests.arrival <= until))
     timed = _span_events(records, spans) + _counter_events(records, spans) + _request_events(records, found, requests)
+    timed += _transfer_events(records, start, until) + _marks(records, start, until)
     events = _metadata(records) + sorted(timed, key=lambda event: float(event["ts"]))  # stable: nesting survives
     other = {"kept_from_s": start, "kept_until_s": until, "truncated": bool(until < stop)}
     return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": other}
@@ -74,9 +76,49 @@ def _us(seconds: float) -> float:
 def _metadata(records: SimulationRecords) -> list[Event]:
     events: list[Event] = []
     for replica in range(num_replicas(records)):
-        for name, value in (("process_name", f"replica {replica}"), ("thread_name", "engine steps")):
+        for name, value in (("process_name", _replica_name(records, replica)), ("thread_name", "engine steps")):
             events.append({"ph": "M", "pid": replica + 1, "tid": 1, "name": name, "args": {"name": value}})
+    if records.transfers is not None:
+        between = {"name": "between replicas"}
+        events.append({"ph": "M", "pid": num_replicas(records) + 1, "tid": 1, "name": "process_name", "args": between})
     return events
+
+
+def _replica_name(records: SimulationRecords, replica: int) -> str:
+    """``prefill 2`` where groups have names of their own."""
+    names = [life.group for life in records.replicas]
+    return f"{names[replica]} {replica}" if len(set(names)) > 1 else f"replica {replica}"
+
+
+def _transfer_events(records: SimulationRecords, start: float, until: float) -> list[Event]:
+    """Transfers that begin in the window; equal names share a track, so there is one per pair of replicas."""
+    moved = records.transfers
+    if moved is None:
+        return []
+    events: list[Event] = []
+    for k in np.flatnonzero((moved.start >= start) & (moved.start <= until)).tolist():
+        ends = float(min(moved.end[k], records.end))
+        common = {
+            "pid": num_replicas(records) + 1,
+            "tid": 1,
+            "cat": "transfer",
+            "id": f"transfer {k}",
+            "name": f"{moved.kind[k]} {int(moved.source[k])} -> {int(moved.target[k])}",
+        }
+        args = {"request": int(moved.request[k]), "bytes": float(moved.num_bytes[k])}
+        events.append({**common, "ph": "b", "ts": _us(float(moved.start[k])), "args": args})
+        events.append({**common, "ph": "e", "ts": _us(ends)})
+    return events
+
+
+def _marks(records: SimulationRecords, start: float, until: float) -> list[Event]:
+    """Scaling, faults and changes of role."""
+    return [
+        {"ph": "i", "s": "p", "pid": event.replica + 1 if event.replica >= 0 else 0, "tid": 1, "cat": "cluster",
+         "name": event.kind, "ts": _us(event.time), "args": {"text": event.text}}
+        for event in records.events
+        if start <= event.time <= until
+    ]  # fmt: skip
 
 
 def _span_events(records: SimulationRecords, chosen: Ints) -> list[Event]:
