@@ -16,6 +16,7 @@ class GroupLife:
 
     max_replicas: alive at once, starting and draining ones included: the GPUs there are for it.
     initial: ready when the simulation starts.
+    warm_start_s: of a start on a node that has loaded the weights before; None: no node keeps them.
     network_bytes_per_s: of a replica, for the KV of requests that move away from it.
     """
 
@@ -23,6 +24,7 @@ class GroupLife:
     max_replicas: int
     initial: int
     cold_start_s: float = 0.0
+    warm_start_s: float | None = None
     network_bytes_per_s: float = 0.0
 
 

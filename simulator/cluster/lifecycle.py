@@ -141,6 +141,7 @@ class Lifecycle:
         self.events: list[ClusterEvent] = []
         self.target = [life.initial for life in plan.groups]
         self.nodes: list[dict[str, Life | None] | None] = [None] * len(groups)  # those of a group that has a plan
+        self._kept: set[int | str] = set()  # places, or nodes of a plan, that have loaded the weights
         self._down = [0] * len(groups)  # places that cannot be taken
         self._here: list[Life | None] = [None] * len(member)
         self.attempts: Counter[int] = Counter()  # rows -> times that a fault lost them
@@ -283,11 +284,13 @@ class Lifecycle:
 
     def _start(self, group: int, now: float) -> Life | None:
         """Take a free place; None: there is none."""
-        slot = next((s for s, g in enumerate(self._member) if g == group and self._here[s] is None), None)
+        slots = [s for s, g in enumerate(self._member) if g == group and self._here[s] is None]
         nodes = self.nodes[group]
-        node = "" if nodes is None else next((name for name, life in nodes.items() if life is None), None)
-        if slot is None or node is None:
+        names = [""] if nodes is None else [name for name, life in nodes.items() if life is None]
+        if not slots or not names:
             return None
+        slot = next((s for s in slots if s in self._kept), slots[0])  # where the weights are, if anywhere
+        node = next((name for name in names if name in self._kept), names[0])
         life = Life(group, slot, now)
 
         told = self.dispatcher.told_on(slot)
@@ -307,7 +310,9 @@ class Lifecycle:
 
     def _warm_up(self, life: Life, now: float) -> None:
         self.say(now, "start", life.index, self.groups[life.group].name)
-        at = now + self.plan.groups[life.group].cold_start_s
+        plan = self.plan.groups[life.group]
+        kept = plan.warm_start_s is not None and (life.node or life.slot) in self._kept
+        at = now + (plan.warm_start_s if kept and plan.warm_start_s is not None else plan.cold_start_s)
         self.clock.at(at, TRANSFER, lambda _: self._ready(life, at))
         for told in self.on_start:
             told(life)
@@ -316,6 +321,7 @@ class Lifecycle:
         if life.state is not State.STARTING or self.over:
             return  # it was stopped meanwhile
         life.state, life.ready = State.READY, now
+        self._kept.add(life.node or life.slot)
         slot, fleet = life.slot, self._fleet
         self.dispatcher.replicas[slot] = life.replica
         fleet.waiting[slot] = fleet.running[slot] = 0
@@ -406,6 +412,8 @@ class Lifecycle:
         nodes = self.nodes[life.group]
         if nodes is not None and nodes.get(life.node) is life:
             nodes[life.node] = None
+        if life.why != "scaled in":
+            self._kept.discard(life.node or slot)  # what comes back is another node
         self.say(now, "stop", life.index, life.why)
         self._turnstile.then(life.slot, lambda at: self._reconcile(life.group, at), max(now, float(self.clock.now)))
 

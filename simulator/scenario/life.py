@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from simulator.cluster.elastic import FaultPlan, GroupLife, LifePlan, ScalingPlan
@@ -112,10 +112,14 @@ def _group_life(spec: ClusterSpec, group: GroupSpec, kind: Kind, start: ColdStar
                 where="cluster.scaling",
                 remedy="Change replicas, min_replicas or max_replicas.",
             )
+    warm = None
+    if start.nodes_keep != "nothing":
+        warm = cold_start(replace(start, weights_from=start.nodes_keep, provision_s=0.0), kind.memory, kind.gpu).total_s
     return GroupLife(
         least,
         most,
         kind.replicas,
         cold_start(start, kind.memory, kind.gpu).total_s,
+        warm,
         kind.gpu.network.bandwidth * kind.memory.num_gpus,
     )

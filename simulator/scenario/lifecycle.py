@@ -46,12 +46,17 @@ class ColdStartSpec:
     """Bandwidth of the node's SSD (one NVMe PCIe 4.0 drive)."""
     loader_bytes_per_s: Bytes = 1.7e9
     """Of the plain loader: Llama-2-70B in 84 s, OPT-30B in 34 s (ServerlessLLM, arXiv:2401.14351)."""
+    nodes_keep: Literal["nothing", "ssd", "dram"] = "nothing"
+    """Where a node keeps the weights it has loaded: a replica that starts where another one was scaled in takes them
+    from there, and such places are taken first (ServerlessLLM's locality)."""
     engine_s: Seconds = 40.0
     """Memory profiling, compilation and CUDA graphs (an assumption: vLLM's logs say 20 to 60 s; arXiv:2606.07362)."""
 
     def __post_init__(self) -> None:
         if min(self.remote_bytes_per_s, self.ssd_bytes_per_s, self.loader_bytes_per_s) <= 0:
             raise ValueError("bandwidths must be more than 0.")
+        if self.total_s is not None and self.nodes_keep != "nothing":
+            raise ValueError("'nodes_keep' changes the parts of a start, so 'total_s' cannot be given beside it.")
 
 
 @spec

@@ -149,6 +149,17 @@ def test_a_cold_start_takes_its_time_and_is_paid_from_its_start() -> None:
     assert set(served[records.requests.arrival > 13].tolist()) == {0, 1, 2}
 
 
+def test_a_node_that_keeps_the_weights_is_taken_first_and_starts_sooner() -> None:
+    """2 replicas, then 1, then 3: the place that was left starts warm, the new one cold."""
+    hours = ", ".join(f"{second / 3600}:{n}" for second, n in ((0, 2), (4, 1), (8, 3)))
+    life = GroupLife(1, 4, 2, 5.0, warm_start_s=1.0)
+    records = Simulation(steady(), plan(life, scaling=ScalingPlan("scheduled", {"hours": hours}, 1.0))).run()
+    assert [(x.started, x.ready) for x in records.replicas] == [(0, 0), (0, 0), (8, 9), (8, 13)]
+    cold = replace(life, warm_start_s=None)
+    records = Simulation(steady(), plan(cold, scaling=ScalingPlan("scheduled", {"hours": hours}, 1.0))).run()
+    assert [x.ready for x in records.replicas] == [0, 0, 13, 13]
+
+
 def test_scaled_to_zero_requests_wait_at_the_door_for_a_cold_start() -> None:
     arrival = np.array([0.0, 200.0, 200.5])
     requests = Trace(arrival, np.full(3, 64), np.full(3, 4))

@@ -96,6 +96,15 @@ def test_cold_starts_by_tier() -> None:
     assert 3.5 < ratio < 8.3  # ServerlessLLM reports 3.6 to 8.2
 
 
+def test_nodes_that_keep_weights_start_warm(path: Path) -> None:
+    scenario = load(path, ["cluster.cold_start={nodes_keep: dram, loader: optimized}"])
+    plan = build_cluster(scenario, build_groups(scenario))
+    assert plan.life is not None
+    (group,) = plan.life.groups
+    assert group.warm_start_s is not None
+    assert group.cold_start_s - group.warm_start_s == pytest.approx(16.06e9 / 1.25e9 - 16.06e9 / 64e9, rel=0.02)
+
+
 def _memory(text: str) -> MemoryPlan:
     (setup,) = build_groups(validate(parse_source(text)))
     return setup.memory
@@ -130,6 +139,7 @@ def test_carbon_from_a_file_starts_at_its_hour(path: Path) -> None:
         ("cluster.faults=[{policy: spot, options: {group: b}}]", f"{FAULT}.options", "Groups: replicas"),
         ("cluster.faults=[{policy: spot-trace, options: {path: x.csv}}]", f"{FAULT}.options", "cannot be read"),
         ("cluster={replicas: 2, cold_start: {total_s: 3}}", "cluster", "needs 'scaling' or 'faults'"),
+        ("cluster.cold_start={total_s: 3, nodes_keep: ssd}", "cluster.cold_start", "cannot be given beside it"),
         ("hardware.power_cap_w=50", "hardware.power_cap_w", "cannot keep to 50 W"),
         ("hardware.clock=0.01", "hardware.clock", "0.1 to 1"),
         ("energy.carbon={path: x.csv}", "energy.carbon", "go together"),
