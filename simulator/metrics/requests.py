@@ -60,7 +60,7 @@ def breakdown(records: SimulationRecords, ranges: TokenRanges) -> Breakdown:
     """Split E2E of every request; see ``Breakdown``. NaN where a phase never ended."""
     requests = records.requests
     n = len(requests.arrival)
-    shared_time = prefill_time_between(records, requests.replica[ranges.request], ranges.start, ranges.end_time)
+    shared_time = prefill_time_between(records, ranges.replica, ranges.start, ranges.end_time)
     shared = np.bincount(ranges.request, weights=shared_time, minlength=n)
     preempted = np.bincount(ranges.request, weights=np.nan_to_num(ranges.stall), minlength=n)
     decoding = requests.finish - requests.first_token

@@ -41,6 +41,7 @@ class TokenRanges:
     end: Ints  # (m,) exclusive; == begin: no token step
     end_time: Floats  # (m,) s, last token of the range
     stall: Floats  # (m,) s between the last token of the request's previous range and ``start``; NaN: none
+    replica: Ints  # (m,) that made the tokens
 
 
 def span_seconds(steps: StepRecords) -> Floats:
@@ -108,7 +109,7 @@ def token_ranges(records: SimulationRecords, clock: TokenClock) -> TokenRanges:
     end = np.where(empty, begin, end + offset)
     end_time = start.copy()
     end_time[~empty] = clock.ends[end[~empty] - 1]
-    return TokenRanges(owner, start, begin, end, end_time, _stalls(owner, start, end_time))
+    return TokenRanges(owner, start, begin, end, end_time, _stalls(owner, start, end_time), replica)
 
 
 def _is_new(owner: Ints, start: Floats, begin: Ints) -> Bools:
