@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from simulator.metrics.analysis import Analysis, analyse
+from simulator.metrics.energy import EnergyPlan
 from simulator.metrics.slo import Slo
 from simulator.metrics.summary import Summary
 from simulator.replica.records import SimulationRecords
@@ -19,6 +20,7 @@ from simulator.report.figures import Figure, breakdown_figure, distribution_figu
 from simulator.report.files import atomic_write
 from simulator.report.fleet import cluster_tables, fleet_figures, tier_rows
 from simulator.report.glossary import GLOSSARY
+from simulator.report.power import power_figures
 from traces.trace import Trace
 
 
@@ -35,6 +37,7 @@ def write_report(
     max_num_seqs: int | None = None,
     max_num_batched_tokens: int | None = None,
     analysis: Analysis | None = None,
+    energy: EnergyPlan | None = None,
 ) -> Path:
     """Render and write atomically; returns the path.
 
@@ -42,6 +45,7 @@ def write_report(
     provenance: shown as it stands, nested dicts flattened; ``command`` (how to reproduce the run) gets its own box,
         ``calibration`` should carry its stated error.
     max_num_seqs, max_num_batched_tokens: engine limits, to name the binding constraint.
+    energy: what a cluster's GPUs draw, for its power over time.
     """
     found = analysis if analysis is not None else analyse(records, slo)
     page = _template().render(
@@ -65,12 +69,14 @@ def write_report(
         command=(provenance or {}).get("command"),
         scenario_yaml=scenario_yaml,
         glossary=GLOSSARY,
-        **_figures(summary, records, found, slo),
+        **_figures(summary, records, found, slo, energy),
     )
     return atomic_write(path, page)
 
 
-def _figures(summary: Summary, records: SimulationRecords, found: Analysis, slo: Slo | None) -> dict[str, Any]:
+def _figures(
+    summary: Summary, records: SimulationRecords, found: Analysis, slo: Slo | None, energy: EnergyPlan | None
+) -> dict[str, Any]:
     window, arrival = summary["window"], records.requests.arrival
     chosen = (arrival >= window["start_s"]) & (arrival <= window["end_s"])
     overloaded = summary["stability"]["verdict"] == "overloaded"
@@ -79,7 +85,7 @@ def _figures(summary: Summary, records: SimulationRecords, found: Analysis, slo:
         "overloaded": overloaded,
         "distributions": [] if overloaded else distribution_figures(records, found, chosen, slo),
         "over_time": time_figures(records, found, slo),
-        "fleet_figures": fleet_figures(records),
+        "fleet_figures": [*fleet_figures(records), *power_figures(summary, records, energy)],
         "breakdown": [] if breakdown is None else [breakdown],
     }
 

@@ -20,6 +20,7 @@ from simulator.report.files import atomic_dir
 from simulator.report.html import write_report
 from simulator.scenario.build import Setup
 from simulator.scenario.config import Scenario
+from simulator.scenario.energy import energy_plan
 from simulator.scenario.load import to_yaml, with_paths
 from traces.trace import Trace
 
@@ -117,6 +118,7 @@ class Result:
             max_num_seqs=self.setup.args.max_num_seqs,
             max_num_batched_tokens=self.setup.args.max_num_batched_tokens,
             analysis=self.analysis,
+            energy=energy_plan(self.scenario, self.groups),
         )
 
 

@@ -166,3 +166,12 @@ def test_the_examples_run(name: str) -> None:
     summary = run(scenario).summary
     assert summary["requests"]["finished"] == 400
     assert summary["energy"]["joules_per_request"] > 0
+
+
+def test_the_report_shows_replicas_and_power_over_time(path: Path, tmp_path: Path) -> None:
+    result = run(load(path, ["workload.preset.num_requests=200"]))
+    written = result.write(tmp_path / "out", report=True)
+    page = written["report.html"].read_text()
+    assert "kW of all GPUs" in page
+    assert f"{result.summary['energy']['kwh']:.3g} kWh" in page
+    assert "paid for" in page
