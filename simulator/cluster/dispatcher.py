@@ -116,10 +116,6 @@ class Dispatcher:
         if self._ledger is not None:
             self._ledger.watch(replicas)
 
-    def go_through(self, index: int, receive: Receive) -> None:
-        """Requests for a replica are given to ``receive`` instead."""
-        self.replicas[index] = Through(receive)
-
     # -- requests ------------------------------------------------------------------------------------------------
 
     def deliver(self, request: Request, now: float) -> None:

@@ -124,10 +124,6 @@ class Topology:
     def _numbered(self, names: Mapping[str, float]) -> dict[int, float]:
         return {self._index[name]: share for name, share in names.items()}
 
-    def latency_between(self, one: str, other: str) -> float:
-        """One way between two regions, s."""
-        return 0.0 if one == other else self.fabric.wans[frozenset((one, other))].latency_s
-
     def _links(self) -> list[tuple[str, float]]:
         fabric = self.fabric
         found: list[tuple[str, float]] = []

@@ -26,13 +26,20 @@ KV = KvBytes(per_token=131072.0, layers=32)  # Llama-3.1-8B
 
 
 def disaggregated(
-    prefills: int = 2, decodes: int = 2, *, blocks: int = 400, bandwidth: float | None = None, **options: object
+    prefills: int = 2,
+    decodes: int = 2,
+    *,
+    both: int = 0,
+    blocks: int = 400,
+    bandwidth: float | None = None,
+    **options: object,
 ) -> ClusterPlan:
     args = options.pop("args", ARGS)
     groups = (
         Group(args, LINEAR, blocks, name="prefill", count=prefills, role="prefill", kv=KV),  # type: ignore[arg-type]
         Group(args, LINEAR, blocks, name="decode", count=decodes, role="decode", kv=KV),  # type: ignore[arg-type]
     )
+    groups += (replace(groups[0], name="both", role="both", count=both),) if both else ()
     h100 = gpu("H100")
     slots = [Slot(h100, group.name) for group in groups for _ in range(group.count)]
     fabric = Fabric(efficiency=1.0, fabric_bandwidth=bandwidth, placement="packed")
@@ -78,6 +85,7 @@ def checked(built: Simulation, requests: Trace) -> SimulationRecords:
     short=st.sampled_from([0, 100]),
     push=st.sampled_from(["pull", "push", "layers"]),
     mixed=st.sampled_from([None, None, MixedPlan(300, 2), MixedPlan(None, 1)]),
+    both=st.sampled_from([0, 0, 1]),
 )
 def test_every_token_is_made_once_and_every_byte_arrives(
     seed: int,
@@ -92,6 +100,7 @@ def test_every_token_is_made_once_and_every_byte_arrives(
     short: int,
     push: str,
     mixed: MixedPlan | None,
+    both: int,
 ) -> None:
     requests = trace(60, 80.0, seed=seed)
     args = replace(ARGS, pipeline_parallel_size=stages, async_scheduling=bool(seed % 2))
@@ -106,6 +115,7 @@ def test_every_token_is_made_once_and_every_byte_arrives(
         push=push != "pull",
         layerwise=push == "layers",
         mixed=mixed,
+        both=both,
     )
     plan = replace(plan, router=replace(plan.router, metrics_interval_s=interval))
     runs = [

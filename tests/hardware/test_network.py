@@ -70,18 +70,16 @@ def test_whoever_shares_no_link_is_left_alone() -> None:
     assert (far.end, far.since) == (end, 0.0)
 
 
-def test_nothing_takes_no_time_and_a_cancelled_flow_tells_what_it_sent() -> None:
+def test_nothing_takes_no_time_and_bytes_are_counted_as_they_go() -> None:
     net = network(4.0)
     nothing = net.start(0.0, over(0), 3.0)
     assert net.ended(3.0) == [nothing]
     flow = net.start(100.0, over(0), 3.0)
-    other = net.start(100.0, over(0), 3.0)
-    assert net.cancel(flow, 5.0) == 4.0
-    assert other.rate == 4.0
     net.settle(6.0)
-    assert net.carried == [4.0 + 4.0 + 4.0]
-    assert net.ended(other.end) == [other]
-    assert net.carried == [104.0]
+    assert net.carried == [12.0]
+    assert flow.remaining == 88.0
+    assert net.ended(flow.end) == [flow]
+    assert net.carried == [100.0]
 
 
 def test_a_link_without_bandwidth_is_refused() -> None:
