@@ -111,7 +111,8 @@ class WaveEngine(Engine):
     def add(self, request: Request, now: float) -> bool:
         """Queue a request at a rank. True when ``wake_time`` has changed."""
         number = self._choose(now)
-        cut = self._policies[number].arrive(self.ranks[number], request)
+        rank = self.ranks[number]
+        cut = self._policies[number].arrive(rank, request) or not rank.running  # an idle one joins the wave's next step
         if self.wake_time == inf:
             self.wake_time = now
             return True

