@@ -12,15 +12,16 @@ from simulator.cli.options import AsJson
 
 
 def survey(
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Systems to run; all by default.")
-    ] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Systems to run; all by default.")] = None,
     systems: Annotated[Path, typer.Option(help="Folder with the systems' files.")] = Path("scenarios/survey"),
     out_dir: Annotated[Path, typer.Option("--out", help="Folder of the results.")] = Path("runs/survey"),
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Systems run at the same time.", show_default="processors")
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run again what is kept from an earlier run.")] = False,
+    document: Annotated[
+        Path | None, typer.Option(help="Document whose table of the scoreboard is written anew.")
+    ] = None,
     list_systems: Annotated[bool, typer.Option("--list", help="List the systems and leave.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -33,7 +34,7 @@ def survey(
     from simulator.cli.progress import SurveyProgress
     from simulator.survey.load import system_files
     from simulator.survey.runner import run_survey
-    from simulator.survey.scoreboard import counts, rows, write
+    from simulator.survey.scoreboard import counts, rows, write, write_document
 
     files = system_files(systems, names or [])
     if list_systems:
@@ -43,6 +44,8 @@ def survey(
         outcomes = run_survey(files, out_dir, jobs=jobs or os.cpu_count() or 1, fresh=fresh, progress=progress)
     table = rows(files, outcomes)
     written = write(table, out_dir)
+    if document is not None:
+        write_document(table, document)
     if as_json:
         print_json(table)
         return

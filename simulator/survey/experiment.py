@@ -159,6 +159,8 @@ def columns(result: Result) -> dict[str, Any]:
         "finished": requests.status == Status.FINISHED,
         "rejected": requests.status == Status.REJECTED,
     }
+    if result.trace.turn is not None:
+        found["turn"] = result.trace.turn
     if result.analysis.outcome is not None:
         found["good"] = result.analysis.outcome.good
     for name in LABEL_COLUMNS:

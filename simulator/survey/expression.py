@@ -32,6 +32,16 @@ def md1_wait(rate: Any, service_s: float) -> Any:
     return np.where(rho < 1.0, rho * service_s / (2.0 * (1.0 - rho)), math.inf)
 
 
+def mmk_wait(rate: float, service_s: float, servers: int) -> float:
+    """Mean wait in queue of M/M/k, s (Erlang C; Kleinrock, Queueing Systems, 1975, section 3.5)."""
+    load = rate * service_s
+    if load >= servers:
+        return math.inf
+    full = load**servers / math.factorial(servers) * servers / (servers - load)
+    waits = full / (sum(load**i / math.factorial(i) for i in range(servers)) + full)
+    return waits * service_s / (servers - load)
+
+
 def _share(mask: Any) -> float:
     values = np.asarray(mask, dtype=float)
     return float(values.mean()) if values.size else math.nan
@@ -67,6 +77,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "max": _over(np.max),
     "mean": _over(np.mean),
     "md1_wait": md1_wait,
+    "mmk_wait": mmk_wait,
     "min": _over(np.min),
     "percentile": _percentile,
     "rising": _rising,

@@ -19,6 +19,7 @@ from simulator.survey.expression import Formula
 from simulator.survey.spec import Measure, Part, PublishedPrice, System, part_adapter, price_adapter, system_adapter
 
 FOLDER = Path("scenarios/survey")
+LISTED = "not-reproduced.yaml"
 OWN = ("like", "mix", "price")  # keys of a variant that are not a scenario's
 
 
@@ -43,8 +44,14 @@ class Variant:
 
 
 def system_files(folder: Path = FOLDER, names: Iterable[str] = ()) -> list[SystemFile]:
-    """The systems of a folder, sorted by name; only those named, where any are. Raises ScenarioError."""
-    found = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    """The systems of a folder, sorted by name; only those named, where any are. Raises ScenarioError.
+
+    One file per system, and ``not-reproduced.yaml`` for those that are not run: by name, what else a system has.
+    """
+    files = [path for path in sorted(folder.glob("*.yaml")) if path.name != LISTED]
+    found: dict[str, Path | SystemFile] = {path.stem: path for path in files}
+    if (folder / LISTED).exists():
+        found |= {file.name: file for file in _listed(folder / LISTED)}
     if not found:
         raise ScenarioError(
             "holds no system's file.", where=str(folder), remedy="Run in a checkout, or give --systems."
@@ -53,7 +60,20 @@ def system_files(folder: Path = FOLDER, names: Iterable[str] = ()) -> list[Syste
     for name in wanted:
         if name not in found:
             raise ScenarioError(f"unknown system {name!r}.", remedy=suggestion(name, found, noun="systems"))
-    return [read_system(found[name]) for name in dict.fromkeys(wanted)]
+    chosen = [found[name] for name in dict.fromkeys(wanted)]
+    return [read_system(file) if isinstance(file, Path) else file for file in chosen]
+
+
+def _listed(path: Path) -> list[SystemFile]:
+    source = read_source(path)
+    files = []
+    for name, entry in source.data.items():
+        system: System = _validated(system_adapter(), entry, source, (name,))
+        if system.not_reproduced is None:
+            where = source.where((name,))
+            raise ScenarioError(f"{name!r} says no 'not_reproduced'.", where=where, remedy="Give it a file of its own.")
+        files.append(SystemFile(name, path, system, source, hashlib.sha256(path.read_bytes()).hexdigest()))
+    return files
 
 
 def read_system(path: Path) -> SystemFile:

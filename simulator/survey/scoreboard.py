@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from simulator import __version__
+from simulator.core.errors import UserError
 from simulator.report.files import atomic_json, atomic_write
 from simulator.survey.evaluate import Found, Outcome
 from simulator.survey.load import SystemFile
@@ -100,6 +101,34 @@ def write(table: Sequence[Row], folder: Path) -> dict[str, Path]:
         "json": atomic_json(folder / "scoreboard.json", data),
         "html": atomic_write(folder / "scoreboard.html", page(table)),
     }
+
+
+BEGIN, END = "<!-- scoreboard: begin (generated) -->", "<!-- scoreboard: end -->"
+
+
+def markdown(table: Sequence[Row]) -> str:
+    """The rows as a table of a document."""
+    found = counts(table)
+    lines = [", ".join(f"{number} {verdict}" for verdict, number in found.items()) + ".", "",
+             "| system | claim | ours (band) | verdict |", "|---|---|---|---|"]  # fmt: skip
+    for row in table:
+        checks = "<br>".join(
+            f"{check['name']}: {check['ours']} ({check['band']})"
+            + ("" if check["within"] else f" **miss**: {check['why']}")
+            for check in row["checks"]
+        )
+        cells = (row["system"], row["claim"], checks or row["why"], row["verdict"])
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def write_document(table: Sequence[Row], path: Path) -> None:
+    """Replace what stands between the markers of a document. Raises UserError where there are none."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    if BEGIN not in text or END not in text:
+        raise UserError("has no place for the scoreboard.", where=str(path), remedy=f"Add the lines {BEGIN} and {END}.")
+    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+    atomic_write(path, f"{before}{BEGIN}\n\n{markdown(table)}\n\n{END}{after}")
 
 
 def page(table: Sequence[Row]) -> str:

@@ -93,6 +93,13 @@ def test_the_scoreboard_shows_every_verdict_and_escapes_text(tmp_path: Path) -> 
         "finished 10", "finished at least 11", "miss", "finished: ten it is",
     )  # fmt: skip
     assert second["why"] == "no retrieval here"
+    document = tmp_path / "doc.md"
+    document.write_text(f"before\n{scoreboard.BEGIN}\nold\n{scoreboard.END}\nafter\n", encoding="utf-8")
+    scoreboard.write_document(table, document)
+    text = document.read_text(encoding="utf-8")
+    assert "**miss**: ten it is" in text and text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    with pytest.raises(UserError, match="no place for the scoreboard"):
+        scoreboard.write_document(table, tmp_path / "other.md")
     assert json.loads(written["json"].read_text(encoding="utf-8"))["counts"] == {
         "within band": 0, "miss": 1, "not reproduced here": 1,
     }  # fmt: skip
