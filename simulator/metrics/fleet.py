@@ -67,7 +67,9 @@ def summarize_fleet(records: SimulationRecords, window: tuple[float, float] | No
     groups = {name: _group(columns, np.array([own == name for own in names])) for name in dict.fromkeys(names)}
     return {
         "groups": groups,
-        "imbalance": {key: _imbalance(columns[key]) for key in ("busy_s", "requests", "output_tokens")},
+        "imbalance": {
+            key: _imbalance(columns[key], columns["alive_s"]) for key in ("busy_s", "requests", "output_tokens")
+        },
         "transfers": _transfers(records),
         "link_bytes": dict(records.link_bytes),
         "events": [
@@ -95,8 +97,12 @@ def _group(columns: dict[str, Any], mine: Any) -> dict[str, Any]:
     }
 
 
-def _imbalance(values: Any) -> float | None:
-    """Largest over mean: 1 is even."""
+def _imbalance(values: Any, alive: Any) -> float | None:
+    """Largest over mean: 1 is even. Where replicas came and went, per second that they were there."""
+    if len(alive) and np.ptp(alive) > 0:
+        total, seconds = float(values.sum()), float(alive.sum())
+        rates = values[alive > 0] / alive[alive > 0]
+        return float(rates.max()) * seconds / total if total > 0 else None
     mean = float(np.mean(values)) if len(values) else 0.0
     return float(np.max(values)) / mean if mean > 0 else None
 

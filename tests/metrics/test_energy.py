@@ -14,6 +14,7 @@ from simulator.cost.analytic import FixedCost
 from simulator.cost.power import PowerModel
 from simulator.metrics import summarize
 from simulator.metrics.energy import EnergyPlan, power_over_time, summarize_energy
+from simulator.metrics.fleet import replica_columns
 from simulator.replica.records import SimulationRecords
 from simulator.scheduling import EngineArgs
 from traces.trace import Trace
@@ -106,3 +107,11 @@ def test_what_came_and_went_is_counted() -> None:
     assert summary["engine"]["utilization"] == pytest.approx(
         summary["engine"]["busy_s"] / (scaling["replica_hours"] * 3600)
     )
+
+
+def test_imbalance_is_per_second_that_a_replica_was_there() -> None:
+    """Equal engines behind least-requests are about equally busy while they are there, however short that is."""
+    summary = summarize(run(2))
+    columns = replica_columns(run(2))
+    assert columns["busy_s"].max() / columns["busy_s"].mean() > 2
+    assert summary["cluster"]["imbalance"]["busy_s"] < columns["busy_s"].max() / columns["busy_s"].mean()
