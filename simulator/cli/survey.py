@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
-from simulator.cli.console import out, print_json, print_rows
+from simulator.cli.console import err, out, print_json, print_rows
 from simulator.cli.options import AsJson
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells expect
 
 
 def survey(
@@ -40,8 +42,12 @@ def survey(
     if list_systems:
         print_rows([{"name": f.name, "system": f.system.system, "group": f.system.group} for f in files])
         return
-    with SurveyProgress() as progress:
-        outcomes = run_survey(files, out_dir, jobs=jobs or os.cpu_count() or 1, fresh=fresh, progress=progress)
+    try:
+        with SurveyProgress() as progress:
+            outcomes = run_survey(files, out_dir, jobs=jobs or os.cpu_count() or 1, fresh=fresh, progress=progress)
+    except KeyboardInterrupt:
+        err().print(f"interrupted: finished systems are kept in {out_dir}; run it again to go on.", markup=False)
+        raise typer.Exit(INTERRUPTED) from None
     table = rows(files, outcomes)
     written = write(table, out_dir)
     if document is not None:
