@@ -1,6 +1,25 @@
 """Engine policies, one file each; importing this package registers those that ship."""
 
-from simulator.scheduling import fastgen, orca, sarathi, sglang, static, vllm, vllm_v0  # noqa: F401 - imported to register them
+from simulator.scheduling import (  # noqa: F401 - imported to register them
+    aging,
+    andes,
+    drr,
+    edf,
+    fastgen,
+    fastserve,
+    ltr,
+    orca,
+    response_length,
+    s3,
+    sarathi,
+    sglang,
+    sjf,
+    srpt,
+    static,
+    vllm,
+    vllm_v0,
+    vtc,
+)
 from simulator.scheduling.args import EngineArgs
 from simulator.scheduling.policy import POLICIES, Policy, resolve
 from simulator.scheduling.request import Request

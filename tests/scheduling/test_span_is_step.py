@@ -18,8 +18,9 @@ from simulator.replica.records import SimulationRecords, StepRecords
 from simulator.scheduling import POLICIES, EngineArgs, resolve
 from tests.scheduling.invariants import check
 from traces.prefix import from_rows
-from traces.trace import Trace
+from traces.trace import Labels, Trace
 
+SWAP: dict[str, object] = {"preemption": "swap", "kv_bytes_per_token": 1 << 20, "swap_space_gib": 1 / 64}
 VARIANTS: list[tuple[str, dict[str, object]]] = [
     ("vllm", {}),
     ("static", {}),
@@ -34,8 +35,26 @@ VARIANTS: list[tuple[str, dict[str, object]]] = [
     ("sglang", {}),
     ("sglang", {"schedule_policy": "lpm", "schedule_conservativeness": 0.1}),
     ("sglang", {"max_new_tokens": 30, "ignore_eos": True}),
+    ("sjf", {"predictor": "log-normal"}),
+    ("srpt", {"predictor": "log-normal", "sigma": 1.0}),
+    ("srpt", {**SWAP, "preempt_until": 1.0}),
+    ("ltr", {"starvation_steps": 4, "quantum_steps": 3}),
+    ("ltr", {**SWAP, "starvation_steps": 0}),
+    ("s3", {"bin_tokens": 9, "num_bins": 5, "accuracy": 0.5}),
+    ("response-length", {"group_size": 5}),
+    ("response-length", {"predictor": "bins", "bin_tokens": 7, "margin": 1}),
+    ("fastserve", {**SWAP, "quantum_s": 0.02}),
+    ("fastserve", {**SWAP, "proactive": False, "skip_join": False, "starvation_s": 0.05}),
+    ("fastserve", {"preemption": "recompute", "quantum_s": 0.01}),
+    ("vtc", {}),
+    ("vtc", {"weights": "1, 3"}),
+    ("drr", {"quantum": 20.0}),
+    ("andes", {"interval_s": 0.0, "expected_ttft_s": 0.1, "horizon_s": 0.2}),
+    ("andes", {**SWAP, "interval_s": 0.05, "expected_ttft_s": 0.1, "expected_tokens_per_s": 30.0}),
+    ("edf", {"deadlines_s": "0.1, 1"}),
+    ("aging", {"aging_s": 0.1}),
 ]
-PAGED = {"vllm", "vllm-v0", "sarathi", "fastgen", "sglang"}
+PAGED = {name for name in POLICIES.names() if POLICIES.get(name).prefix_caching is not None}
 
 
 class BentCost:
@@ -92,6 +111,8 @@ def traces(draw: st.DrawFn, block_size: int) -> Trace:
         prompt_tokens=np.array(prompt),
         output_tokens=np.array(output),
         priority=np.array(draw(st.lists(st.integers(0, 2), min_size=n, max_size=n))),
+        tenant=Labels(np.array(draw(st.lists(st.integers(-1, 2), min_size=n, max_size=n))), ("a", "b", "c")),
+        slo_class=Labels(np.array(draw(st.lists(st.integers(0, 2), min_size=n, max_size=n))), ("x", "y", "z")),
         prefix=from_rows(rows, block_size),
     )
 
@@ -122,13 +143,13 @@ def engines(draw: st.DrawFn, policy: str, options: Mapping[str, object]) -> tupl
         "max_model_len": 110,
         "async_scheduling": draw(st.sampled_from([None, False, True])),
     }
-    if policy != "sglang":
+    if "scheduling_policy" not in POLICIES.get(policy).unused:
         given_args["scheduling_policy"] = draw(st.sampled_from(["fcfs", "fcfs", "priority"]))
     if policy in PAGED:
         given_args["enable_prefix_caching"] = draw(st.booleans()) or options.get("schedule_policy") == "lpm"
     if policy in {"vllm", "sarathi"}:
         given_args["watermark"] = draw(st.sampled_from([0.0, 0.1]))
-    if policy == "vllm":
+    if policy in {"vllm", "sjf", "vtc"}:
         given_args["long_prefill_token_threshold"] = draw(st.sampled_from([0, 0, 5, 33]))
         given_args["scheduler_reserve_full_isl"] = draw(st.booleans())
     return EngineArgs(**given_args), blocks + 1  # type: ignore[arg-type]
@@ -172,7 +193,6 @@ def test_a_horizon_stops_both_at_the_same_point(policy: str, options: dict[str, 
 
 def test_every_registered_policy_is_here() -> None:
     assert {policy for policy, _ in VARIANTS} == {name for name in POLICIES.names() if not name.startswith("test-")}
-    assert {p for p in POLICIES.names() if POLICIES.get(p).prefix_caching is not None} == PAGED
     for policy, options in VARIANTS:
         assert resolve(EngineArgs(policy=policy, options=options)).async_scheduling in (True, False)
 
