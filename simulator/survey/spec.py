@@ -140,7 +140,7 @@ class System:
     paper: Name
     """Reference."""
     band: tuple[Check, ...] = ()
-    """What an honest rebuild should show: the shape of the claim, stated before it was run."""
+    """What an honest rebuild should show: the shape of the claim."""
     common: Body = field(default_factory=dict)
     """What all variants share of a scenario."""
     baseline: Body | None = None
