@@ -141,7 +141,8 @@ def _carbon(plan: EnergyPlan, edges: Floats, joules: Floats, finished: int) -> d
 
 def summarize_scaling(records: SimulationRecords, window: tuple[float, float]) -> dict[str, Any] | None:
     """What replicas that came and went saved and cost; None where none did."""
-    if not records.events and all(np.isinf(replica.stopped) for replica in records.replicas):
+    stayed = all(np.isinf(replica.stopped) for replica in records.replicas)
+    if stayed and all(event.kind == "role" for event in records.events):
         return None
     low, high = window
     held = lifetimes(records, low, high)

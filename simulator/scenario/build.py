@@ -209,7 +209,7 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
         ROUTERS.get(router.policy)
     kinds = [Kind(setup.name, setup.replicas, setup.args, setup.memory, setup.gpu) for setup in setups]
     admission, slo = scenario.cluster.admission, setups[0].slo
-    return ClusterPlan(
+    plan = ClusterPlan(
         groups,
         RouterPlan(router.policy, router.options, router.metrics_interval_s),
         disaggregation=None if handover is None else handover.plan(),
@@ -218,6 +218,8 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
         admission=None if admission is None else admission.plan(None if slo is None else slo.ttft_s),
         life=build_life(scenario.cluster, kinds, scenario.seed),
     )
+    interconnect.check(plan)
+    return plan
 
 
 def work_per_s(setup: Setup) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from simulator.cluster.plan import Group
+from simulator.cluster import disaggregation, migration
+from simulator.cluster.plan import ClusterPlan, Group
 from simulator.cluster.transfers import KvBytes
 from simulator.core.errors import ScenarioError
 from simulator.cost.placement import Placed
@@ -55,6 +56,14 @@ def _slots(groups: Sequence[Group], engines: Sequence[Engine]) -> Iterator[Slot]
     for group, engine in zip(groups, engines, strict=True):
         for _ in range(group.count):
             yield Slot(engine.gpu, group.name, engine.placed.tp, engine.placed.pp)
+
+
+def check(plan: ClusterPlan) -> None:
+    """Raises ScenarioError when requests could not change replicas the way the plan says."""
+    if plan.disaggregation is not None:
+        disaggregation.check(plan, plan.disaggregation)
+    if plan.migration is not None:
+        migration.check(plan)
 
 
 def check_same_kv(groups: Sequence[Group], engines: Sequence[Engine], where: str) -> None:

@@ -112,6 +112,7 @@ REFUSED = {
         "  replicas: 2\n  network: {node_bandwidth: 1GB}\n",
         "node_bandwidth",
     ),
+    "two ways to move": ("cluster:\n", "cluster:\n  migration: {}\n", "cluster.migration: migration in a cluster"),
     "policy": ("role: decode,", "role: decode, engine: {policy: orca, max_model_len: 8192},", "'orca' reserves"),
 }
 
