@@ -32,4 +32,7 @@ def check(
     out().print(f"{scenario}: fine.", markup=False, soft_wrap=True)
     for setup in groups:
         text = f"{setup.replicas} x {setup.model.name} on {setup.num_gpus} x {setup.gpu.name}: "
-        out().print(text + f"{setup.memory.kv_tokens:,} tokens of KV cache.", markup=False, soft_wrap=True)
+        ranks = setup.args.data_parallel_size
+        each = f" ({setup.memory.kv_tokens:,} on each of {ranks} ranks)" if ranks > 1 else ""
+        text += f"{ranks * setup.memory.kv_tokens:,} tokens of KV cache{each}."
+        out().print(text, markup=False, soft_wrap=True)
