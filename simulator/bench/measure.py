@@ -112,6 +112,7 @@ def run_case(name: str, path: Path | None) -> Measurement:
         begin = time.process_time()
         records = Simulation(trace, cluster, seed=scenario.seed).run()
         seconds.append(time.process_time() - begin)
+        yard.append(timeouts_per_cpu_s())  # before and after: a shared machine changes its pace meanwhile
         steps = int(records.steps.num_steps.sum())
         del records
     cpu_s = statistics.median(seconds[1:] or [building + seconds[0]])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from math import ceil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -233,3 +235,15 @@ class TestClasses:
 @given(st.sets(st.integers(0, 99)))
 def test_positions_of_a_mask(ones: set[int]) -> None:
     assert positions(sum(1 << one for one in ones), 100).tolist() == sorted(ones)
+
+
+def test_every_router_and_option_is_in_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "routing.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    assert set(ROUTERS.names()) <= set(rows)
+    for name in ROUTERS.names():
+        with pytest.raises(PolicyError) as error:
+            build(name, requests(60, **COLUMNS), 3, no_such_option=1)
+        for option in re.findall(r"(?<=: )[a-z_, ]+(?=\.$)", error.value.remedy or ""):
+            for one in option.split(", "):
+                assert f"`{one}`" in rows[name], (name, one)
