@@ -268,7 +268,9 @@ def check(cluster: ClusterPlan) -> None:
     for name, what in (("disaggregation", "disaggregation"), ("life", "scaling and faults")):
         if getattr(cluster, name) is not None:
             raise ScenarioError(
-                f"migration in a cluster with {what} is not modelled.", where=where, remedy=f"Leave out {what}, or cluster.migration."
+                f"migration in a cluster with {what} is not modelled.",
+                where=where,
+                remedy=f"Leave out {what}, or cluster.migration.",
             )
     if plan.in_above_tokens < plan.out_below_tokens:
         raise ScenarioError(
