@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from simulator.cluster.plan import ClusterPlan, Group, RouterPlan
 from simulator.cluster.simulation import Simulation, simulate
 from simulator.core.errors import PolicyError
-from simulator.cost.analytic import LinearCost
+from simulator.cost.analytic import FixedCost, LinearCost
 from simulator.kv.prefix import PrefixCache
 from simulator.metrics import analyse
 from simulator.metrics.token_times import tokens_made
@@ -152,3 +152,30 @@ def test_wrong_routers_and_options_are_errors_of_the_user() -> None:
 def test_a_seed_decides_and_nothing_else() -> None:
     runs = [Simulation(trace(), cluster(4, "prefix-aware"), seed=3).run() for _ in range(2)]
     same(*runs)
+
+
+@pytest.mark.parametrize("router", ROUTERS.names())
+@settings(max_examples=10, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    count=st.integers(2, 5),
+    rate=st.sampled_from([20.0, 150.0]),
+    stages=st.sampled_from([1, 1, 2]),
+    ties=st.booleans(),
+    horizon_s=st.sampled_from([None, 0.8]),
+)
+def test_events_of_their_own_change_nothing(
+    router: str, seed: int, count: int, rate: float, stages: int, ties: bool, horizon_s: float | None
+) -> None:
+    """Replicas that catch up when a router looks, or compute at a stretch, do what those with an event per span do."""
+    requests = trace(80, rate, seed=seed)
+    if ties:  # with each other, and with the ends of steps
+        requests = replace(requests, arrival=np.floor(requests.arrival * 64) / 64)
+    args = replace(ARGS, pipeline_parallel_size=stages, async_scheduling=bool(seed % 2))
+    group = Group(args, FixedCost(2.0**-6, 0.0) if ties else LINEAR, 120, count=count)
+    plan = ClusterPlan((group,), RouterPlan(router))
+    runs = [
+        Simulation(requests, plan, seed=seed, watched=watched, horizon_s=horizon_s).run() for watched in (False, True)
+    ]
+    same(*runs)
+    assert runs[0].num_events <= runs[1].num_events
