@@ -48,6 +48,21 @@ def disaggregated(
     return ClusterPlan(groups, router, DisaggregationPlan(**options), topology=Topology(h100s, fabric))  # type: ignore[arg-type]
 
 
+def computed_is_owed_together(records: SimulationRecords, built: Simulation) -> None:
+    """Invariant 4 over all replicas. Who is preempted with prefix caching may hit what others computed meanwhile."""
+    requests, steps = records.requests, records.steps
+    served = requests.status == Status.FINISHED
+    computed = int((steps.num_decodes * steps.num_steps).sum() + steps.prefill_tokens.sum())
+    owed = int((requests.prompt_tokens + requests.output_tokens - 1 - requests.cached_tokens)[served].sum())
+    owed += records.tokens_recomputed
+    owed += sum(lane.tokens_padded for replica in built.replicas for lane in replica.engine.state.lanes)
+    caching = any(replica.engine.state.caching for replica in built.replicas)
+    if caching and requests.preemptions.any():
+        assert computed <= owed
+    else:
+        assert computed == owed
+
+
 def checked(built: Simulation, requests: Trace) -> SimulationRecords:
     """Run, and hold what must hold."""
     records = built.run()
@@ -61,6 +76,7 @@ def checked(built: Simulation, requests: Trace) -> SimulationRecords:
     finished = records.requests.status == Status.FINISHED
     np.testing.assert_array_equal(made[finished], requests.output_tokens[finished])
     assert built.around.fleet.in_flight.sum() == built.around.fleet.in_flight_tokens.sum() == 0
+    computed_is_owed_together(records, built)
     transfers = records.transfers
     assert transfers is not None
     assert (transfers.end >= transfers.start).all()

@@ -19,6 +19,7 @@ from simulator.hardware.topology import Fabric, Slot, Topology
 from simulator.metrics import analyse
 from simulator.metrics.token_times import tokens_made
 from simulator.replica.records import SimulationRecords, Status
+from tests.cluster.test_disaggregation import computed_is_owed_together
 from tests.cluster.test_many_replicas import ARGS, LINEAR, same, trace
 from tests.scheduling.invariants import check_pool, clock_never_runs_back, ends_once, nobody_is_left
 from traces.trace import Trace
@@ -52,6 +53,7 @@ def checked(built: Simulation, requests: Trace) -> SimulationRecords:
     made = tokens_made(analyse(records).ranges, len(requests))
     finished = records.requests.status == Status.FINISHED
     np.testing.assert_array_equal(made[finished], requests.output_tokens[finished])
+    computed_is_owed_together(records, built)
     assert built.around.fleet.in_flight.sum() == 0
     assert records.transfers is not None
     out = sum(b for name, b in records.link_bytes.items() if name.endswith("nic out"))
