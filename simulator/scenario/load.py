@@ -58,7 +58,8 @@ def inherited(source: Source) -> Source:
 
 def _folder(source: Source, field: str) -> Path:
     """Paths in a file start at the file; paths on the command line where the user is."""
-    return Path() if source.where(tuple(field.split("."))).startswith("--set") else source.folder
+    path = tuple(int(part) if part.isdigit() else part for part in field.split("."))
+    return Path() if source.where(path).startswith("--set") else source.folder
 
 
 def with_paths(scenario: Scenario, move: Callable[[str, str], str]) -> Scenario:

@@ -127,6 +127,24 @@ def test_carbon_from_a_file_starts_at_its_hour(path: Path) -> None:
     assert carbon["mean_gco2_per_kwh"] == pytest.approx(3)  # the run takes less than an hour
 
 
+def test_a_recording_lies_beside_the_file_or_where_the_user_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = "0,add,n1\n0,add,n2\n20000,remove,n1\n"
+    (path.parent / "beside.csv").write_text(events)
+    here = path.parent / "here"
+    here.mkdir()
+    (here / "mine.csv").write_text(events)
+    monkeypatch.chdir(here)
+    fault = "{{policy: spot-trace, options: {{path: {}}}}}"
+    path.write_text(path.read_text().replace("{policy: failures, options: {mtbf_s: 40, mttr_s: 5}, detection_s: 1}",
+                                             fault.format("beside.csv")))  # fmt: skip
+    for settings in ([], ["cluster.faults.0=" + fault.format("mine.csv")]):
+        result = run(load(path, settings))
+        assert result.summary["scaling"]["reclaims"] == 1
+        again = path.parent / "again.yaml"
+        again.write_text(result.scenario_yaml(path.parent))
+        assert run(load(again)).summary == result.summary
+
+
 @pytest.mark.parametrize(
     ("setting", "where", "words"),
     [
