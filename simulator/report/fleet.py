@@ -14,8 +14,8 @@ from simulator.report.figures import Figure, TimeAxis
 from simulator.report.heat_map import heat_map
 from simulator.report.svg import Series, line_chart, number
 
-MOST_ROWS = 32  # of the heat map: beyond, replicas are sampled by how busy they were
-MOST_EVENTS = 40
+MOST_ROWS = 24  # of the heat map: beyond, replicas are sampled by how busy they were
+MOST_EVENTS = 24
 _BINS = 120
 
 

@@ -54,7 +54,7 @@ def test_the_gpus_that_people_rent_ship() -> None:
 @pytest.mark.parametrize("name", OWN)
 def test_a_file_is_small_and_says_where_it_comes_from(name: str) -> None:
     path = shipped()[name]
-    assert path.stat().st_size < 400_000
+    assert path.stat().st_size < 450_000  # with the two formats that Blackwell alone multiplies
     found = read_calibration(path)
     assert found.gpu == name
     assert all(p["source"] and p["licence"] for p in found.provenance)
