@@ -55,6 +55,8 @@ class Handover:
         "chunks",
         "computed",
         "first_token",
+        "granted",
+        "hit_tokens",
         "output_tokens",
         "request",
         "sent_tokens",
@@ -73,7 +75,9 @@ class Handover:
         self.tokens = tokens  # whose KV goes along
         self.table = None if request.table is None else BlockTable(request.table.ids)  # on the decode side
         self.sent_tokens = 0  # of ``tokens``: sent, or there before
+        self.hit_tokens = 0  # of ``tokens``: in the target's prefix cache
         self.begun = False  # its prompt is being computed
+        self.granted = False  # blocks of the target are reserved
         self.chunks: list[Chunk] = []  # computed or under way, and not handed to the transfer yet
         self.first_token = inf  # s, if it came from the prefill side
         self.computed = False  # the prompt, and its KV is there
@@ -111,10 +115,33 @@ class Landing:
         waiting = self.waiting
         while waiting and self._fits(waiting[0]):
             handover = waiting.popleft()
+            handover.granted = True
             self.incoming += 1
             self._granted(handover, time)
         self._asks = bool(waiting)
         return not waiting
+
+    def give_back(self, handover: Handover, now: float) -> None:
+        """Its prompt has to be computed again: it is asked for blocks later, and others may have them."""
+        granted, table, hit_tokens = handover.granted, handover.table, handover.hit_tokens
+        handover.granted = False
+        if granted:
+            self.incoming -= 1
+        elif handover in self.waiting:
+            self.waiting.remove(handover)
+
+        def release(time: float) -> bool:
+            pool, size = self.replica.engine.state.pool, self.replica.engine.state.block_size
+            blocks = -(-handover.tokens // size)
+            if granted and isinstance(pool, PrefixCache) and table is not None:
+                pool.release(table, blocks, hit_tokens // size, returns=False)
+            elif granted:
+                pool.give_back(blocks)
+            if self.waiting:
+                self.reserve(time)
+            return True
+
+        self.replica.at_next_step(release, now)
 
     def _fits(self, handover: Handover) -> bool:
         """Take the blocks if they are free, after those that the running requests need for the next step."""
@@ -136,7 +163,7 @@ class Landing:
             assert isinstance(pool, PrefixCache) and table is not None
             pool.hold(table, hit)
         pool.take(need)
-        handover.sent_tokens = hit.blocks * state.block_size
+        handover.sent_tokens = handover.hit_tokens = hit.blocks * state.block_size
         return True
 
 
@@ -189,7 +216,7 @@ class Disaggregation:
                 replica.engine.state.keeps = True
                 self._prefill.replicas[replica.index] = Entrance(partial(self._to_prefill, replica))
                 if self.plan.push:
-                    replica.engine.observer = Chunks(replica, self._chunk, replica.engine.observer)
+                    replica.engine.observer = Chunks(replica, self._chunk, self._preempted, replica.engine.observer)
         self._decode.replicas = [Entrance(partial(self._to_decode, replica)) for replica in replicas]
 
     def finished_on(self, index: int) -> OnFinish:
@@ -249,6 +276,12 @@ class Disaggregation:
             request.output_tokens = 1
         replica.receive(request, now)
 
+    def _begin(self, handover: Handover, now: float) -> None:
+        """Its prompt is being computed: time to reserve blocks where it goes."""
+        handover.begun = True
+        if handover.target >= 0:
+            self._landings[handover.target].join(handover, now)
+
     def _helped(self, mixed: MixedPlan, replica: Replica, request: Request, now: float) -> bool:
         """Whether one replica serves the whole request, as the pool of the other role has too much to do."""
         bound = mixed.waiting_requests
@@ -294,11 +327,30 @@ class Disaggregation:
         if handover is not None:
             self._turnstile.then(request.row, partial(self._follow, handover, chunk), now)
 
+    def _preempted(self, request: Request, now: float) -> None:
+        """A prompt that had been begun waits again."""
+        handover = self._here.get(request.row)
+        if handover is not None:
+            self._turnstile.then(request.row, partial(self._revoke, handover), now)
+
+    def _revoke(self, handover: Handover, now: float) -> None:
+        """It must not hold blocks of its decode replica while it waits for some here, which may be those of requests
+        that wait for a decode replica: nobody would ever move.
+        """
+        if handover.begun:
+            handover.begun = False
+            if handover.transfer is not None:
+                self.transfers.cancel(handover.transfer, now)
+                handover.transfer = None
+            self._landings[handover.target].give_back(handover, now)
+            handover.chunks.clear()
+            handover.sent_tokens = 0
+            if handover.table is not None:
+                handover.table = BlockTable(handover.table.ids)
+
     def _follow(self, handover: Handover, chunk: Chunk, now: float) -> None:
         if not handover.begun:
-            handover.begun = True
-            if handover.target >= 0:
-                self._landings[handover.target].join(handover, now)
+            self._begin(handover, now)
         if self.plan.layerwise:
             handover.chunks.append(chunk)
             if handover.transfer is not None:
@@ -324,6 +376,7 @@ class Disaggregation:
 
     def _compute_again(self, handover: Handover, now: float) -> None:
         """The request was preempted with its last token on the way."""
+        self._revoke(handover, now)
         handover.request = elsewhere(handover.request)
         self._replicas[handover.source].receive(handover.request, now)
 
@@ -341,6 +394,8 @@ class Disaggregation:
             self._decode.route(handover.request, now)
         elif handover.transfer is not None:
             self._send(handover, now)
+        elif not handover.begun and handover.target >= 0:
+            self._begin(handover, now)
 
     def _to_decode(self, replica: Replica, request: Request, now: float) -> None:
         """The decode router has chosen."""
@@ -359,6 +414,8 @@ class Disaggregation:
         self._turnstile.then(handover.request.row, partial(self._open, handover), time)
 
     def _open(self, handover: Handover, now: float) -> None:
+        if not handover.granted:
+            return  # and given back at once
         row, source, target = handover.request.row, handover.source, handover.target
         handover.transfer = self.transfers.open("kv", row, source, target, now, partial(self._arrived, handover))
         self._stream(handover, now)
@@ -427,17 +484,25 @@ class Chunks:
     """Watches an engine's steps: tells of each chunk when its step's time is known."""
 
     def __init__(
-        self, replica: Replica, tell: Callable[[Request, Chunk, float], None], another: Observer | None
+        self,
+        replica: Replica,
+        tell: Callable[[Request, Chunk, float], None],
+        preempted: Callable[[Request, float], None],
+        another: Observer | None,
     ) -> None:
-        """another: who watches too."""
+        """preempted: told of prompts that were begun and wait again. another: who watches too."""
         self._replica = replica
         self._tell = tell
+        self._preempted = preempted
+        self._begun: dict[Request, int] = {}  # prompts being computed -> how often they had been preempted
         self._another = another
         self._planned: list[tuple[Request, int, int]] = []  # (request, first token, end) of the step planned last
         self._begin = 0.0
 
     def settled(self, now: float, state: EngineState) -> None:
         self._flush(now)
+        if self._begun:
+            self._replica.clock.at(now, PLAN, lambda _: self._flush(now))
         if self._another is not None:
             self._another.settled(now, state)
 
@@ -456,6 +521,14 @@ class Chunks:
         planned, self._planned = self._planned, []
         for request, first, last in planned:
             self._tell(request, Chunk(first, last, self._begin, self._replica.engine.busy_until), now)
+            self._begun.setdefault(request, request.preemptions)
+        prefilling = self._replica.engine.state.prefilling
+        for request, before in list(self._begun.items()):
+            if request.preemptions != before:
+                del self._begun[request]
+                self._preempted(request, now)
+            elif request not in prefilling:
+                del self._begun[request]
 
 
 def resume(replica: Replica, request: Request) -> bool:

@@ -138,6 +138,17 @@ class Transfers:
         self.close(transfer, now)
         return transfer
 
+    def cancel(self, transfer: Transfer, now: float) -> None:
+        """Nobody waits for it any more; what has been sent was sent."""
+        transfer.done = None
+        transfer.pieces.clear()
+        if transfer.flow is not None:
+            del self._sending[transfer.flow]
+            transfer.num_bytes -= transfer.flow.size - self.network.cancel(transfer.flow, now)
+            transfer.flow = None
+            self._schedule()
+        transfer.end = min(transfer.end, now)
+
     def records(self, until: float) -> TransferRecords:
         """All transfers by start; call once, at the end. until: when the simulation stopped, s."""
         self.network.settle(until)

@@ -101,6 +101,15 @@ class Network:
         self._take_off(done, now)
         return done
 
+    def cancel(self, flow: Flow, now: float) -> float:
+        """A flow stops before its end; returns the bytes it has carried."""
+        if flow.end == -inf:
+            return flow.size
+        self._advance(flow, now)
+        flow.end = -inf
+        self._take_off([flow], now)
+        return flow.size - flow.remaining
+
     def settle(self, now: float) -> None:
         """Bring ``carried`` and what remains of every flow up to ``now``."""
         for flow in {flow: None for flows in self._on for flow in flows}:

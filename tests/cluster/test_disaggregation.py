@@ -102,6 +102,7 @@ def checked(built: Simulation, requests: Trace) -> SimulationRecords:
     push=st.sampled_from(["pull", "push", "layers"]),
     mixed=st.sampled_from([None, None, MixedPlan(300, 2), MixedPlan(None, 1)]),
     both=st.sampled_from([0, 0, 1]),
+    budget=st.sampled_from([512, 512, 64]),
 )
 def test_every_token_is_made_once_and_every_byte_arrives(
     seed: int,
@@ -117,9 +118,10 @@ def test_every_token_is_made_once_and_every_byte_arrives(
     push: str,
     mixed: MixedPlan | None,
     both: int,
+    budget: int,
 ) -> None:
     requests = trace(60, 80.0, seed=seed)
-    args = replace(ARGS, pipeline_parallel_size=stages, async_scheduling=bool(seed % 2))
+    args = replace(ARGS, pipeline_parallel_size=stages, async_scheduling=bool(seed % 2), max_num_batched_tokens=budget)
     plan = disaggregated(
         blocks=blocks,
         bandwidth=bandwidth,
@@ -254,6 +256,16 @@ def test_requests_that_fit_one_side_alone_are_rejected() -> None:
     records = checked(Simulation(requests, small), requests)
     served = [Status.FINISHED, Status.REJECTED, Status.FINISHED, Status.FINISHED]
     assert records.requests.status.tolist() == served
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_prompts_that_wait_for_blocks_hold_none_on_the_other_side(seed: int) -> None:
+    """Prompts in many chunks on small replicas: one that is preempted gives up what it has reserved on the decode side,
+    else it waits for the blocks of those that wait for its reservation, for ever."""
+    requests = trace(60, 200.0, seed=seed)
+    args = replace(ARGS, max_num_batched_tokens=64, long_prefill_token_threshold=32, scheduler_reserve_full_isl=False)
+    plan = disaggregated(2, 2, blocks=40, bandwidth=1e9, args=args, push=True, layerwise=bool(seed % 2))
+    same(*(checked(Simulation(requests, plan, step_mode=mode), requests) for mode in (False, True)))
 
 
 @pytest.mark.parametrize("horizon", [0.05, 0.4, 1.1])
