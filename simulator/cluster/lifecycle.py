@@ -28,6 +28,7 @@ from simulator.cluster.elastic import LifePlan, Recovery
 from simulator.cluster.plan import Group
 from simulator.cluster.replica import Replica
 from simulator.cluster.transfers import Turnstile
+from simulator.core.errors import ScenarioError
 from simulator.replica.moves import evacuate
 from simulator.replica.recorder import Columns
 from simulator.replica.records import ClusterEvent, ReplicaRecord, Status, TransferRecords
@@ -35,6 +36,7 @@ from simulator.routing import Fleet
 from simulator.routing.prefix_index import PrefixIndex
 from simulator.scheduling.request import Request
 
+MOST_LIVES = 32_000  # records number replicas in 16 bits
 Finished = Callable[[Request, float], None]
 Build = Callable[[int, Finished], Replica]  # (place, told of every finish) -> a new replica
 Move = Callable[["Life", float], bool]  # (replica that drains, time) -> done
@@ -289,6 +291,11 @@ class Lifecycle:
         names = [""] if nodes is None else [name for name, life in nodes.items() if life is None]
         if not slots or not names:
             return None
+        if len(self.lives) >= MOST_LIVES:
+            raise ScenarioError(
+                f"more than {MOST_LIVES:,} replicas have started in {now:,.0f} s.",
+                remedy="Let them live longer: rarer faults, a slower autoscaler, or a cold start shorter than a life.",
+            )
         slot = next((s for s in slots if s in self._kept), slots[0])  # where the weights are, if anywhere
         node = next((name for name in names if name in self._kept), names[0])
         life = Life(group, slot, now)

@@ -84,7 +84,7 @@ def test_a_group_that_never_changes_is_what_it_would_be_without_a_life() -> None
     assert [life.stopped for life in living.replicas] == [inf] * 3
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     initial=st.integers(0, 3),
@@ -290,6 +290,14 @@ def test_what_is_not_modelled_together_is_refused() -> None:
     group = Group(replace(ARGS, policy="sglang"), LINEAR, 400, kv=KvBytes(1e5))
     with pytest.raises(ScenarioError, match="plans memory when it admits"):
         Simulation(steady(), ClusterPlan((group,), life=LifePlan((GroupLife(1, 2, 1),), faults=(fault,))))
+
+
+def test_replicas_that_only_ever_start_are_an_error_and_no_endless_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every replica fails before it is ready."""
+    monkeypatch.setattr("simulator.cluster.lifecycle.MOST_LIVES", 200)
+    fault = FaultPlan("failures", {"mtbf_s": 0.1, "mttr_s": 0.0})
+    with pytest.raises(ScenarioError, match="more than 200 replicas have started"):
+        Simulation(steady(), plan(GroupLife(1, 2, 1, 50.0), faults=(fault,))).run()
 
 
 class Confused(Scaler):
