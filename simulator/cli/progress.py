@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from simulator.cli.console import err
 from simulator.core.units import format_seconds
+from simulator.planning.solve import Status as PlanStatus
 from simulator.planning.sweep import Status as SweepStatus
 from simulator.survey.runner import Status as SurveyStatus
 
@@ -135,4 +136,48 @@ class SweepProgress:
         elif time.perf_counter() - self._last > self.LINE_EVERY_S:
             self._last = time.perf_counter()
             text = f"{status.finished} of {status.total} runs" + (f" ({said})" if said else "")
+            self._console.print(text, markup=False, soft_wrap=True)
+
+
+class PlanProgress:
+    """Call it with a plan's ``Status``. A bar on a terminal, elsewhere a line now and then."""
+
+    LINE_EVERY_S = 15.0
+
+    def __init__(self) -> None:
+        self._console = err()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("[dim]{task.fields[said]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._phase = ""
+        self._last = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def __call__(self, status: PlanStatus) -> None:
+        said = f"{status.runs} runs"
+        if self._console.is_terminal:
+            if self._task is None or status.phase != self._phase:
+                if self._task is not None:
+                    self._bar.remove_task(self._task)
+                self._task, self._phase = self._bar.add_task(status.phase, total=status.total, said=said), status.phase
+            self._bar.update(self._task, completed=status.finished, total=status.total, said=said)
+        elif time.perf_counter() - self._last > self.LINE_EVERY_S:
+            self._last = time.perf_counter()
+            text = f"{status.phase}: {status.finished} of {status.total}, {said}"
             self._console.print(text, markup=False, soft_wrap=True)

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from simulator.cli.main import app
 from simulator.core.errors import ScenarioError, UserError
 from simulator.planning import sweep as sweeping
+from simulator.planning.runs import Row
 from simulator.planning.store import Store
-from simulator.planning.sweep import Axis, Row, Status, Task, parse_axis, sweep
+from simulator.planning.sweep import Axis, Status, Task, parse_axis, sweep
 
 SCENARIO = """
 name: small

@@ -1,0 +1,56 @@
+"""``windtunnel plan``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simulator.cli.console import out, print_json, print_rows
+from simulator.cli.options import AsJson
+
+
+def plan(
+    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="Plan file (YAML).", show_default=False)],
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the answer.", show_default="runs/plan-<name>")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at the same time.", show_default="processors")] = None,
+    pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Also run the report's curves.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a planning question: what a design sustains, and which one serves a rate at the lowest cost.
+
+    Prints the answer and writes a report, tables of designs and runs, and the recommended scenario.
+    """
+    from simulator.cli.progress import PlanProgress
+    from simulator.planning import answer as words
+    from simulator.planning.load import read_plan
+    from simulator.planning.pool import processors
+    from simulator.planning.report import page
+    from simulator.planning.solve import solve
+
+    file = read_plan(plan_file)
+    folder = out_dir or Path("runs") / f"plan-{file.name}"
+    words.check_folder(folder)
+    with PlanProgress() as progress:
+        answer = solve(file, jobs=jobs or processors(), pictures=pictures, progress=progress)
+    written = words.write(answer, folder, page(answer, folder))
+    if as_json:
+        print_json(words.as_json(answer))
+        return
+    console = out()
+    console.print(words.sentence(answer), style="bold", markup=False, soft_wrap=True)
+    second = words.next_sentence(answer)
+    if second:
+        console.print(second, markup=False, soft_wrap=True)
+    console.print()
+    rows = words.design_rows(answer)[:20]
+    dropped = ("low", "high", "bound_request_per_s", "runs", "pruned_by", "state")
+    print_rows([{name: value for name, value in row.items() if name not in dropped} for row in rows])
+    if len(answer.outcomes) > len(rows):
+        console.print(f"and {len(answer.outcomes) - len(rows)} more in {written['designs.csv']}", markup=False)
+    for what, command in words.serve_commands(answer):
+        console.print(f"\n{what[:1].upper()}{what[1:]}:\n  {command}", markup=False, soft_wrap=True)
+    console.print(f"\nReport: {written['report.html']}", markup=False, soft_wrap=True)

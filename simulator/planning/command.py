@@ -1,0 +1,62 @@
+"""A scenario's engine as the command that starts it."""
+
+from __future__ import annotations
+
+import shlex
+
+from simulator.scenario.build import Setup
+from simulator.scenario.config import Scenario
+from simulator.scenario.engine import EngineSpec, ModelSpec
+
+
+def vllm_serve(model: ModelSpec, engine: EngineSpec, setup: Setup) -> str:
+    """``vllm serve MODEL ...`` with what differs from vLLM's defaults, and the limits written out.
+
+    Empty where vLLM has no such engine: another policy. ``max_model_len`` is the one the memory plan settled on.
+    """
+    if engine.policy not in ("vllm", "vllm-v0"):
+        return ""
+    words = ["vllm", "serve", model.name or str(model.config)]
+    for flag, size in (
+        ("--tensor-parallel-size", engine.tensor_parallel_size),
+        ("--pipeline-parallel-size", engine.pipeline_parallel_size),
+        ("--data-parallel-size", engine.data_parallel_size),
+    ):
+        words += [flag, str(size)] if size > 1 else []
+    words += ["--max-model-len", str(setup.args.max_model_len), "--max-num-seqs", str(setup.args.max_num_seqs)]
+    words += ["--max-num-batched-tokens", str(setup.args.max_num_batched_tokens)]
+    words += ["--gpu-memory-utilization", f"{engine.gpu_memory_utilization:g}"]
+    for flag, name, default in (
+        ("--dtype", model.dtype, "auto"),
+        ("--quantization", model.quantization, None),
+        ("--kv-cache-dtype", model.kv_cache_dtype, "auto"),
+        ("--scheduling-policy", engine.scheduling_policy, "fcfs"),
+    ):
+        words += [flag, str(name)] if name not in (default, None) else []
+    for switch, on, usual in (
+        ("enable-prefix-caching", bool(setup.args.enable_prefix_caching), True),
+        ("enable-chunked-prefill", engine.enable_chunked_prefill, True),
+        ("async-scheduling", bool(setup.args.async_scheduling), True),
+    ):
+        words += [f"--{switch}" if on else f"--no-{switch}"] if on != usual else []
+    words += ["--enforce-eager"] if engine.enforce_eager else []
+    words += ["--enable-expert-parallel"] if engine.enable_expert_parallel else []
+    words += ["--enable-eplb"] if engine.enable_eplb else []
+    return shlex.join(words)
+
+
+def commands(scenario: Scenario, setups: tuple[Setup, ...]) -> list[tuple[str, str]]:
+    """(what it starts, command) per group of replicas."""
+    specs = scenario.cluster.groups
+    found = []
+    for index, setup in enumerate(setups):
+        own = specs[index] if specs else None
+        model = (own.model if own else None) or scenario.model
+        engine = (own.engine if own else None) or scenario.engine
+        gpus = f"{setup.num_gpus} x {setup.gpu.name}" if setup.num_gpus > 1 else setup.gpu.name
+        what = f"on each of {setup.replicas} replicas ({gpus})" if setup.replicas > 1 else f"on {gpus}"
+        command = vllm_serve(model, engine, setup)
+        if command:
+            role = "" if own is None or own.role == "both" else f", {own.role}: with a KV connector"
+            found.append((what + role, command))
+    return found

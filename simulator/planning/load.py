@@ -1,0 +1,150 @@
+"""A plan file, read and checked; its space spread out into designs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from simulator.core.errors import ScenarioError, UserError
+from simulator.core.names import suggestion
+from simulator.planning.spec import Plan, plan_adapter
+from simulator.scenario.config import Scenario
+from simulator.scenario.load import anchored
+from simulator.scenario.source import Source, Value, override, read_source
+
+
+@dataclass(frozen=True)
+class Design:
+    """One point of the space. ``scenario`` None: it cannot be one, for the ``reason``."""
+
+    index: int
+    settings: tuple[tuple[str, Any], ...]
+    scenario: Scenario | None
+    reason: str = ""
+
+    @property
+    def label(self) -> str:
+        """``H100-SXM, tensor_parallel_size 4``: what tells it from the others."""
+        return ", ".join(said(path, value) for path, value in self.settings) or "as in the scenario"
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """A plan, its name, and its designs in the order of the space."""
+
+    name: str
+    path: Path
+    plan: Plan
+    designs: tuple[Design, ...]
+
+
+def said(path: str, value: Any) -> str:
+    """A setting in a few words."""
+    last = path.rpartition(".")[2]
+    if path in ("hardware", "hardware.gpu", "model", "model.name"):
+        return str(value)
+    if value is None:
+        return f"no {last}" if last == "quantization" else f"{last} as by default"
+    if isinstance(value, str) and last in ("quantization", "policy", "router"):
+        return f"{last} {value}"
+    return f"{last} {value if isinstance(value, str) else json.dumps(value)}"
+
+
+def read_plan(path: str | Path) -> PlanFile:
+    """Raises ScenarioError that names file, line and field. Designs that cannot be are kept, with the reason."""
+    source = read_source(path)
+    try:
+        plan = plan_adapter().validate_python(source.data)
+    except ValidationError as error:
+        raise _located(error, source) from None
+    file = Path(path)
+    base = _base(plan, source)
+    if plan.requests is not None:
+        base = override(base, [f"{_count_field(base)}={plan.requests}"])
+    _check(base, source, plan)
+    return PlanFile(plan.name or file.stem, file, plan, _designs(plan, base))
+
+
+def _located(error: ValidationError, source: Source) -> ScenarioError:
+    details = error.errors(include_url=False)[0]
+    path = tuple(part for part in details["loc"] if isinstance(part, int | str))
+    if details["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        remedy = suggestion(str(path[-1]), Plan.__dataclass_fields__, noun="fields of a plan")
+        return ScenarioError(f"unknown field {path[-1]!r}.", where=source.where(path), remedy=remedy)
+    message = str(details.get("ctx", {}).get("error", details["msg"])).rstrip(".")
+    return ScenarioError(f"{message}.", where=source.where(path))
+
+
+def _base(plan: Plan, source: Source) -> Source:
+    if isinstance(plan.scenario, str):
+        return read_source(source.folder / plan.scenario)
+    marks = {path[1:]: mark for path, mark in source.marks.items() if path[:1] == ("scenario",)}
+    body: dict[str, Value] = {"name": plan.name or Path(source.name).stem, **plan.scenario}
+    return Source(source.name, source.folder, body, marks)
+
+
+def _count_field(base: Source) -> str:
+    workload = base.data.get("workload")
+    kinds = workload if isinstance(workload, dict) else {}
+    for kind in ("preset", "synthetic"):
+        if kinds.get(kind) is not None:
+            return f"workload.{kind}.num_requests"
+    remedy = "Cut the trace with workload.transforms (head, window)."
+    raise ScenarioError("'requests' is for presets and synthetic loads.", where=base.name, remedy=remedy)
+
+
+def _check(base: Source, source: Source, plan: Plan) -> None:
+    """What makes the question one that has an answer. Raises ScenarioError."""
+    fixed = replace(base, data={**base.data})
+    for path, values in plan.space.items():
+        fixed = _put(fixed, path, values[0])
+    scenario = anchored(fixed)
+    if scenario.slo is None:
+        remedy = "Add slo: to the scenario (a preset, or ttft_s, tpot_s, itl_s, e2e_s)."
+        raise ScenarioError("without an SLO nothing tells what a design sustains.", where=base.name, remedy=remedy)
+    if scenario.workload.closed_loop is not None:
+        where = base.where(("workload", "closed_loop"))
+        remedy = "Leave closed_loop out."
+        raise ScenarioError("in a closed loop the rate is not a question.", where=where, remedy=remedy)
+    if scenario.cluster.scaling is not None:
+        where = base.where(("cluster", "scaling"))
+        remedy = "Leave scaling out, or sweep it with `windtunnel sweep`."
+        raise ScenarioError(
+            "a plan searches for replicas that stay; autoscaling is not searched.", where=where, remedy=remedy
+        )  # noqa: E501
+    del source
+
+
+def _designs(plan: Plan, base: Source) -> tuple[Design, ...]:
+    found = []
+    for index, values in enumerate(itertools.product(*plan.space.values())):
+        settings = tuple(zip(plan.space, values, strict=True))
+        try:
+            scenario = anchored(_settled(base, dict(settings)))
+            found.append(Design(index, settings, scenario))
+        except UserError as error:
+            found.append(Design(index, settings, None, f"{error.message} {error.remedy or ''}".strip()))
+    return tuple(found)
+
+
+def _settled(base: Source, settings: Mapping[str, Any]) -> Source:
+    for path, value in settings.items():
+        base = _put(base, path, value)
+    return base
+
+
+def _put(source: Source, path: str, value: Any) -> Source:
+    """A value, not text, put where ``--set path=null`` makes a place for it."""
+    source = override(source, [f"{path}=null"])
+    here: Any = source.data
+    *parents, last = path.split(".")
+    for key in parents:
+        here = here[int(key)] if isinstance(here, list) else here[key]
+    here[int(last) if isinstance(here, list) else last] = value
+    return source

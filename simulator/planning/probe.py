@@ -1,0 +1,225 @@
+"""One run of a design at a rate: does it meet its SLO? Hopeless runs are stopped as soon as that is certain."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from simulator.cost.calibration import describe
+from simulator.metrics.slo import Slo
+from simulator.metrics.summary import Summary
+from simulator.planning.runs import WORKSHOP
+from simulator.replica.records import Status
+from simulator.report.diagnosis import diagnose, missed_limits
+from simulator.scenario.config import Scenario
+from simulator.scenario.result import Result
+from simulator.scenario.run import run
+from traces import transforms
+from traces.trace import Trace
+
+SKETCH = 2000  # requests of a sketch
+STAGES = (1 / 32, 1 / 8)  # of the time of arrivals: looks at what a run has missed by then
+LEAST_REQUESTS = 1000  # below, a run is not looked at halfway
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One run. ``fraction``: of the time of arrivals that was simulated; below 1 it was certain by then to miss.
+
+    percentile_s: the SLO's percentile of every limited metric, by its name. ``slack``: the largest of them over its
+    limit (inf: overloaded). ``constraint``: what binds, with its evidence.
+    """
+
+    rate: float
+    copies: int
+    seed: int
+    meets: bool
+    fraction: float
+    verdict: str
+    why: str
+    percentile_s: Mapping[str, float | None]
+    slack: float
+    attainment: float | None
+    goodput_request_per_s: float | None
+    usd_per_hour: float | None
+    usd_per_million_output_tokens: float | None
+    constraint: str
+    evidence: str
+    next_step: str
+    requests: int
+    cpu_s: float
+
+
+class Bench:
+    """A design whose engines are built: runs at any rate, with any number of copies."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        """Raises UserErrors like ``build_groups``."""
+        self.scenario = scenario
+        self.groups = WORKSHOP.groups(scenario)
+        slo = self.groups[0].slo
+        assert slo is not None
+        self.slo: Slo = slo
+
+    @property
+    def num_gpus(self) -> int:
+        """Of one copy."""
+        return sum(group.num_gpus * group.replicas for group in self.groups)
+
+    @property
+    def usd_per_hour(self) -> float | None:
+        """Of one copy; None: a price is not known."""
+        prices = [group.usd_per_hour for group in self.groups]
+        known = [price for price in prices if price is not None]
+        if len(known) < len(prices):
+            return None
+        return sum(price * group.replicas for price, group in zip(known, self.groups, strict=True))
+
+    def trace(self, seed: int) -> Trace:
+        return WORKSHOP.trace(replace(self.scenario, seed=seed))
+
+    def calibration(self) -> dict[str, Any]:
+        """By GPU: where step times come from, with their stated error."""
+        return {group.gpu.name: describe(group.gpu, group.calibration, group.notes) for group in self.groups}
+
+    def probe(self, rate: float, copies: int, seed: int, *, slo: Slo | None = None, patient: bool = False) -> Probe:
+        """patient: run to the end even when the SLO is certainly missed. slo: instead of the design's own."""
+        begin = time.process_time()
+        limits = slo or self.slo
+        trace = transforms.to_rate(self.trace(seed), rate)
+        found: Result | None = None
+        fraction = 1.0
+        if not patient and len(trace) >= LEAST_REQUESTS and self.scenario.run.horizon_s is None:
+            for stage in STAGES:
+                early = self._run(trace, copies, seed, limits, horizon_s=_at(trace, stage))
+                if certainly_missed(early, limits, len(trace), self._counts(trace)):
+                    found, fraction = early, stage
+                    break
+        result = found or self._run(trace, copies, seed, limits)
+        return self._judged(result, rate, copies, seed, limits, fraction, time.process_time() - begin)
+
+    def result(self, rate: float, copies: int, seed: int) -> Result:
+        """The whole run."""
+        return self._run(transforms.to_rate(self.trace(seed), rate), copies, seed, self.slo)
+
+    def sketch(self, rate: float, copies: int, seed: int) -> Probe:
+        """A run of the first requests alone: where to look, never an answer."""
+        begin = time.process_time()
+        whole = transforms.to_rate(self.trace(seed), rate)
+        result = self._run(whole.head(SKETCH), copies, seed, self.slo)
+        return self._judged(result, rate, copies, seed, self.slo, 1.0, time.process_time() - begin)
+
+    def scaled(self, copies: int) -> Scenario:
+        """The scenario of so many copies."""
+        cluster = self.scenario.cluster
+        if not cluster.groups:
+            return replace(self.scenario, cluster=replace(cluster, replicas=cluster.replicas * copies))
+        more = tuple(replace(group, replicas=group.replicas * copies) for group in cluster.groups)
+        return replace(self.scenario, cluster=replace(cluster, groups=more))
+
+    def _run(self, trace: Trace, copies: int, seed: int, slo: Slo, horizon_s: float | None = None) -> Result:
+        scenario = replace(self.scaled(copies), seed=seed)
+        if horizon_s is not None:
+            scenario = replace(scenario, run=replace(scenario.run, horizon_s=horizon_s, warmup_s=0.0, cooldown_s=0.0))
+        groups = [replace(group, replicas=group.replicas * copies, slo=slo) for group in self.groups]
+        return run(scenario, groups=groups, trace=trace)
+
+    def _counts(self, trace: Trace) -> tuple[float, float]:
+        """Arrival times between which requests are surely measured: not in the warm-up or the cool-down."""
+        spec = self.scenario.run
+        return float(trace.arrival[0]) + spec.warmup_s, float(trace.arrival[-1]) - spec.cooldown_s
+
+    def _judged(
+        self, result: Result, rate: float, copies: int, seed: int, slo: Slo, fraction: float, cpu_s: float
+    ) -> Probe:
+        summary = result.summary
+        meets, why = judge(summary, slo)
+        if fraction < 1.0:
+            meets, why = False, f"certain to miss after {fraction:.0%} of the run: {why or misses(result)}"
+        setup = self.groups[0]
+        said = diagnose(
+            summary,
+            result.records,
+            max_num_seqs=setup.args.max_num_seqs,
+            max_num_batched_tokens=setup.args.max_num_batched_tokens,
+        )
+        percentiles = summary["slo"]["percentile_s"]
+        cost = summary["cost"] or {}
+        return Probe(
+            rate, copies, seed, meets, fraction, summary["stability"]["verdict"], why, percentiles,
+            _slack(summary, percentiles), summary["slo"]["attainment"], summary["goodput_request_per_s"],
+            cost.get("usd_per_hour"), cost.get("usd_per_million_output_tokens"), said.constraint,
+            " ".join(said.evidence), " ".join(said.next_steps), len(result.trace), cpu_s,
+        )  # fmt: skip
+
+
+def _at(trace: Trace, fraction: float) -> float:
+    first, last = float(trace.arrival[0]), float(trace.arrival[-1])
+    return max(first + fraction * (last - first), 1e-6)
+
+
+def judge(summary: Summary, slo: Slo) -> tuple[bool, str]:
+    """Whether a run sustains its load within the SLO, and if not, why not.
+
+    It does when it is not overloaded, the SLO's percentile of every limited metric is within its limit, and no more
+    requests than that percentile leaves out were rejected or failed.
+    """
+    counts, found = summary["requests"], summary["slo"]
+    if summary["stability"]["verdict"] == "overloaded":
+        return False, "overloaded"
+    lost = counts["rejected"] + counts["failed"]
+    if not counts["finished"] or lost > (1.0 - slo.percentile / 100.0) * counts["arrived"]:
+        return False, f"{lost:,} of {counts['arrived']:,} requests were rejected or failed"
+    missed = missed_limits(summary)
+    if missed:
+        name = missed[0]
+        value, limit = found["percentile_s"][name], found["limits_s"][name]
+        return False, f"p{slo.percentile:g} {name.upper()} {value:.3g} s > {limit:g} s"
+    return True, ""
+
+
+def _slack(summary: Summary, percentiles: Mapping[str, float | None]) -> float:
+    if summary["stability"]["verdict"] == "overloaded":
+        return math.inf
+    limits = summary["slo"]["limits_s"]
+    return max((value / limits[name] for name, value in percentiles.items() if value is not None), default=math.inf)
+
+
+def certainly_missed(early: Result, slo: Slo, total: int, counts: tuple[float, float]) -> bool:
+    """Whether the whole run misses, judged from a run that was stopped: what has happened by then happens in the whole
+    run too, because nothing in it depends on what comes later.
+
+    A limit's percentile over at most ``total`` requests is above it when more than (1 - p) of them, and two for the
+    interpolation, are. counts: only requests that arrive between these times (s).
+    """
+    outcome, requests = early.analysis.outcome, early.records.requests
+    assert outcome is not None
+    counted = np.isfinite(requests.arrival) & (requests.arrival >= counts[0]) & (requests.arrival <= counts[1])
+    allowed = (1.0 - slo.percentile / 100.0) * total + 2.0
+    finished = requests.status == Status.FINISHED
+    ttft = early.analysis.latency.ttft
+    late = np.where(np.isnan(ttft), early.records.end - requests.arrival, ttft)
+    late = np.where(np.isfinite(requests.arrival), late, 0.0)
+    lost = (requests.status == Status.REJECTED) | (requests.status == Status.FAILED)
+    missed = {name: finished & ~met for name, met in outcome.met.items() if name != "itl_s"}
+    if slo.ttft_s is not None:
+        missed["ttft_s"] = ~lost & (late > slo.ttft_s)
+    if slo.e2e_s is not None:
+        age = np.where(np.isfinite(requests.arrival), early.records.end - requests.arrival, 0.0)
+        missed["e2e_s"] |= (requests.status == Status.IN_FLIGHT) & (age > slo.e2e_s)
+    return max(int(np.sum(mask & counted)) for mask in (*missed.values(), lost)) > allowed
+
+
+def misses(result: Result) -> str:
+    """The limit that most requests miss, with the percentile so far."""
+    shares = result.summary["slo"]["attainment_by_limit"]
+    known = {name: share for name, share in shares.items() if share is not None}
+    if not known:
+        return "hardly any request gets its first token in time"
+    worst = min(known, key=lambda name: known[name])
+    return f"{1.0 - known[worst]:.0%} of the requests judged by then miss {worst.upper()}"

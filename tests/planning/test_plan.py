@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import simulator
+from simulator.cli.main import app
+from simulator.core.errors import ScenarioError
+from simulator.planning import answer as words
+from simulator.planning.bounds import floors, highest_rate, roles_of
+from simulator.planning.capacity import fewest_copies, sustained
+from simulator.planning.load import read_plan
+from simulator.planning.probe import Bench, Probe
+from simulator.planning.solve import solve
+
+PLAN = """
+name: small
+question: {question}
+find: {find}
+{more}
+replications: {replications}
+tolerance: 0.03
+scenario:
+  seed: {seed}
+  model: Qwen/Qwen2.5-0.5B
+  hardware: A100
+  engine: {{max_model_len: 4096}}
+  cluster: {{router: least-requests}}
+  workload:
+    synthetic:
+      num_requests: {requests}
+      arrivals: {{process: poisson, rate: 30}}
+      lengths: {{prompt: {{distribution: uniform, low: 200, high: 2000}}, output: {{distribution: uniform, low: 5, high: 60}}}}
+  slo: {{ttft_s: {ttft}, tpot_s: 0.012}}
+space: {space}
+"""
+SPACE = "{hardware.gpu: [A100, L4], engine.max_num_seqs: [2, 8]}"
+
+
+def plan_file(folder: Path, **given: object) -> Path:
+    fields: dict[str, object] = {"question": "what?", "find": "cheapest", "more": "rate: 40", "replications": 2, "seed": 0,
+                                 "requests": 400, "ttft": 0.12, "space": SPACE} | given  # fmt: skip
+    path = folder / "small.yaml"
+    path.write_text(PLAN.format(**fields), encoding="utf-8")
+    return path
+
+
+def test_the_search_finds_what_exhaustive_search_finds(tmp_path: Path) -> None:
+    """All copies of all designs, all replications, run to the end: the cheapest that serves, least loaded first."""
+    file = read_plan(plan_file(tmp_path, more="rate: 40\ntop: 2\nmax_copies: 4"))
+    found = solve(file, pictures=False)
+    table: list[tuple[float, float, int, int]] = []
+    for design in file.designs:
+        assert design.scenario is not None
+        bench = Bench(design.scenario)
+        for copies in range(1, 5):
+            probes = [bench.probe(40, copies, seed, patient=True) for seed in (0, 1)]
+            if all(probe.meets for probe in probes):
+                assert bench.usd_per_hour is not None
+                slack = float(np.mean([probe.slack for probe in probes]))
+                table.append((bench.usd_per_hour * copies, slack, design.index, copies))
+                break
+    table.sort()
+    assert len(table) >= 3
+    chosen = [(round(o.cost, 6), o.design.index, o.copies) for o in found.ranked[:2]]
+    assert chosen == [(round(cost, 6), index, copies) for cost, _, index, copies in table[:2]]
+    assert len(found.outcomes) == len(file.designs)
+    assert len([o for o in found.outcomes if o.state == "dominated"]) >= 1  # it did not need to run everything
+
+
+def test_the_highest_rate_is_that_of_exhaustive_search(tmp_path: Path) -> None:
+    path = plan_file(tmp_path, find="highest-rate", more="by: rate-per-usd\ntop: 1", replications=1)
+    found = solve(read_plan(path), pictures=False)
+    everything = solve(read_plan(plan_file(tmp_path, find="highest-rate", more="by: rate-per-usd\ntop: all",
+                                           replications=1)), pictures=False)  # fmt: skip
+    assert found.best is not None and everything.best is not None
+    assert found.best.design.index == everything.best.design.index
+    assert found.best.value == pytest.approx(everything.best.value, rel=0.03)  # the search may start elsewhere
+    assert len(everything.ranked) > len(found.ranked)
+    assert len(found.all_probes) < len(everything.all_probes)
+    best = found.best
+    assert best.sustained is not None and best.sustained.above is not None and not best.sustained.above.meets
+
+
+def test_two_seeds_agree_within_the_stated_interval(tmp_path: Path) -> None:
+    """Plans with no request in common: their answers differ by no more than the interval of the difference, as often
+    as 95 % says (of the 45 pairs of the seeds 0, 100, ... 900: 43)."""
+    space = "{engine.max_num_seqs: [32]}"
+    answers = []
+    for seed in range(0, 500, 100):
+        path = plan_file(tmp_path, find="highest-rate", more="", replications=4, seed=seed, space=space, requests=1000)
+        found = solve(read_plan(path), pictures=False).best
+        assert found is not None and found.sustained is not None
+        answers.append(found.sustained)
+    assert len({found.by_seed for found in answers}) == 5
+    agree = [
+        abs(one.rate - other.rate) <= math.hypot(one.high - one.rate, other.high - other.rate)
+        for one, other in itertools.combinations(answers, 2)
+    ]
+    assert sum(agree) >= 9 and len(agree) == 10
+    assert all(found.high - found.low < 0.5 * found.rate for found in answers)  # intervals that say something
+
+
+def test_bounds_hold_and_floors_are_those_of_an_empty_system(tmp_path: Path) -> None:
+    """No design carries more than its bound; a request alone is no faster than its floor."""
+    file = read_plan(plan_file(tmp_path, replications=1))
+    for design in file.designs:
+        assert design.scenario is not None
+        bench = Bench(design.scenario)
+        trace = bench.trace(0)
+        bound = highest_rate(bench.groups, roles_of(design.scenario), trace)
+        flooded = bench.result(50 * bound, 1, 0).summary["throughput"]["request_per_s"]
+        assert 0.2 * bound < flooded <= bound, design.label
+        empty = bench.result(0.05, 1, 0)
+        for floor in floors(bench.groups, ("both",), trace, bench.slo):
+            measured = empty.summary["latency"][f"{floor.name.lower()}_s"]["p99"]
+            assert 0.9 * floor.floor_s <= floor.floor_s <= measured * 1.001 and floor.floor_s > 0.5 * measured
+
+
+def test_a_stopped_run_is_one_that_would_have_missed(tmp_path: Path) -> None:
+    file = read_plan(plan_file(tmp_path, requests=1500))
+    assert file.designs[0].scenario is not None
+    bench = Bench(file.designs[0].scenario)
+    stopped = 0
+    for rate in (2.0, 20.0, 40.0, 80.0, 160.0, 500.0):
+        quick, patient = bench.probe(rate, 1, 0), bench.probe(rate, 1, 0, patient=True)
+        assert quick.meets == patient.meets
+        if quick.fraction < 1.0:
+            stopped += 1
+            assert not patient.meets and "certain to miss" in quick.why
+        else:
+            assert quick.slack == patient.slack
+    assert stopped >= 2
+
+
+def test_infeasible_says_why(tmp_path: Path) -> None:
+    space = "{model.name: [meta-llama/Llama-3.1-70B, Qwen/Qwen2.5-0.5B], hardware.gpu: [A100]}"
+    found = solve(read_plan(plan_file(tmp_path, ttft=0.001, space=space)), pictures=False)
+    assert found.best is None
+    reasons = {outcome.pruned_by: outcome.reason for outcome in found.outcomes}
+    assert "does not fit" in reasons["memory plan"] and "It fits with" in reasons["memory plan"]
+    assert "over its limit of 0.001 s" in reasons["latency floor"]
+    assert not any(outcome.probes for outcome in found.outcomes)
+    assert words.sentence(found).startswith("Infeasible: none of the 2 designs")
+    budget = solve(
+        read_plan(plan_file(tmp_path, more="rate: 4000\nmax_gpus: 3", space="{hardware.gpu: [L4]}")), pictures=False
+    )
+    assert budget.outcomes[0].pruned_by == "throughput bound" and "3 allowed" in budget.outcomes[0].reason
+
+
+def toy(meets_from: int) -> Callable[[float, int, int], Probe]:
+    def run(rate: float, copies: int, seed: int) -> Probe:
+        good = copies >= meets_from + seed
+        return Probe(rate, copies, seed, good, 1.0, "stable", "", {}, 0.5, 1.0, rate, 1.0, 1.0, "", "", "", 1, 0.0)
+
+    return run
+
+
+@pytest.mark.parametrize("guess", [1, 7, 30, 64])
+@pytest.mark.parametrize("need", [1, 2, 9, 31, 62])
+def test_the_fewest_copies_from_any_guess(need: int, guess: int) -> None:
+    """The second replication needs one copy more: both must be served."""
+    found = fewest_copies(toy(need), 1.0, (0, 1), least=1, guess=guess, limit=64)
+    assert found.copies == need + 1
+    assert [probe.seed for probe in found.at] == [0, 1]
+    assert found.below is not None and found.below.copies == need
+    assert len(found.probes) <= 24
+    assert fewest_copies(toy(70), 1.0, (0, 1), least=1, guess=guess, limit=64).copies is None
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    """Replications whose knees scatter by 5 % around 100 requests/s."""
+    rng, hits, trials = np.random.default_rng(3), 0, 200
+    for _ in range(trials):
+        knees = 100.0 * np.exp(0.05 * rng.standard_normal(4))
+
+        def run(rate: float, copies: int, seed: int, knees: np.ndarray = knees) -> Probe:
+            good = rate <= knees[seed]
+            return Probe(rate, copies, seed, good, 1.0, "", "", {}, 0.0, None, None, None, None, "", "", "", 1, 0.0)
+
+        found = sustained(run, 1, range(4), guess=30.0, tolerance=0.01, confidence=0.95)
+        hits += found.low <= 100.0 <= found.high
+    assert 0.92 <= hits / trials <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"more": "rate: 40\nbudget: 3"}, "unknown field 'budget'"),
+        ({"more": ""}, "needs a 'rate'"),
+        ({"find": "highest-rate"}, "leave it out"),
+        ({"find": "best"}, "cheapest"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(tmp_path: Path, change: dict[str, object], said: str) -> None:
+    with pytest.raises(ScenarioError, match=said) as error:
+        read_plan(plan_file(tmp_path, **change))
+    assert "small.yaml" in str(error.value)
+
+
+def test_a_wrong_point_of_the_space_is_a_design_with_a_reason(tmp_path: Path) -> None:
+    file = read_plan(plan_file(tmp_path, space="{engine.max_num_seqs: [8, -1]}"))
+    assert [design.scenario is None for design in file.designs] == [False, True]
+    assert "at least 1" in file.designs[1].reason
+
+
+def test_the_command_writes_an_answer_that_can_be_run(tmp_path: Path) -> None:
+    path = plan_file(tmp_path, question="Which <GPU>?", replications=2, requests=300,
+                     space="{hardware.gpu: [A100, L4]}")  # fmt: skip
+    out = tmp_path / "answer"
+    shown = CliRunner().invoke(app, ["plan", str(path), "--jobs", "1", "--out", str(out)])
+    assert shown.exit_code == 0, shown.stderr
+    assert "The cheapest way to serve 40 requests/s" in shown.stdout and "Next best:" in shown.stdout
+    assert "vllm serve Qwen/Qwen2.5-0.5B" in shown.stdout
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Which &lt;GPU&gt;?" in page and page.count("<svg") == 2
+    assert "http" not in page.replace("http://www.w3.org", "")
+    said = json.loads((out / "plan.json").read_text(encoding="utf-8"))
+    assert said["feasible"] and said["effort"]["runs"] > 0
+    result = simulator.run(out / "scenario.yaml")
+    assert result.summary["stability"]["verdict"] == "stable"
+    assert result.result.trace.rate == pytest.approx(40.0)
+    again = CliRunner().invoke(app, ["plan", str(path), "--out", str(tmp_path)])
+    assert again.exit_code == 2  # the folder of the plan file is no answer's
+
+
+def test_the_notebook_functions_return_pandas(tmp_path: Path) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text("model: Qwen/Qwen2.5-0.5B\nhardware: A100\nworkload: {synthetic: {num_requests: 20, arrivals: "
+                    "{process: poisson, rate: 20}, lengths: {prompt: 300, output: 20}}}\n", encoding="utf-8")  # fmt: skip
+    one = simulator.run(path, {"engine.max_num_seqs": 4})
+    assert len(one.requests) == 20 and one.row["requests.finished"] == 20
+    assert one.result.setup.args.max_num_seqs == 4
+    table = simulator.sweep(path, {"engine.max_num_seqs": [1, 8], "hardware.gpu": ["A100"]})
+    assert table["latency.e2e_s.mean"].iloc[0] > table["latency.e2e_s.mean"].iloc[1]
+    planned = simulator.plan(plan_file(tmp_path, space="{hardware.gpu: [L4]}", requests=300))
+    assert planned.answer.startswith("The cheapest way")
+    assert planned.designs["copies"].iloc[0] >= 1 and planned.runs["meets"].any()
+    with pytest.raises(AttributeError):
+        _ = simulator.nothing
+    assert math.isfinite(planned.designs["usd_per_hour"].iloc[0])
