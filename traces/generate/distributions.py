@@ -74,6 +74,9 @@ class Normal:
         return np.asarray(np.clip(self.mean + self.std * _normal_ppf(u), self.low, self.high), dtype=np.float64)
 
 
+MOST_SIGMA = 20.0  # beyond, e**(sigma z) leaves the range of a float
+
+
 @dataclass(frozen=True, slots=True)
 class LogNormal:
     """``median * exp(sigma * z)`` with normal ``z``, values outside [low, high] moved to the bound."""
@@ -85,7 +88,7 @@ class LogNormal:
 
     def __post_init__(self) -> None:
         _check(self.median > 0, f"lognormal: median must be > 0, not {self.median}")
-        _check(self.sigma >= 0, f"lognormal: sigma must be >= 0, not {self.sigma}")
+        _check(0 <= self.sigma <= MOST_SIGMA, f"lognormal: sigma must be from 0 to {MOST_SIGMA:g}, not {self.sigma}")
         _check(0 <= self.low <= self.high, f"lognormal: need 0 <= low <= high, not {self.low} and {self.high}")
 
     def ppf(self, u: Floats) -> Floats:
