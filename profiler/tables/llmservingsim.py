@@ -45,9 +45,7 @@ def read(path: Path) -> Tables:
         raise CalibrationError(f"column {error} is missing", where=str(path)) from error
     except (pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
         raise CalibrationError(f"not a readable CSV file: {error}", where=str(path)) from error
-    tables.provenance.append(
-        {"source": SOURCE, "licence": "MIT", "table": name, "device": found["gpu"], "engine": ""}
-    )
+    tables.provenance.append({"source": SOURCE, "licence": "MIT", "table": name, "device": found["gpu"], "engine": ""})
     return tables
 
 

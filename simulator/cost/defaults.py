@@ -85,9 +85,7 @@ def engine_overhead(
     seconds = {name: float(value) for name, value in found.items() if name.endswith("_s")}
     ceiling = 1024 if int(gpu.compute_capability) == 10 else 512
     eager = enforce_eager or bool(found.get("eager", False))
-    sizes = (
-        () if eager else capture_sizes(max_num_seqs, max_num_batched_tokens, ceiling, max_cudagraph_capture_size)
-    )
+    sizes = () if eager else capture_sizes(max_num_seqs, max_num_batched_tokens, ceiling, max_cudagraph_capture_size)
     return EngineOverhead(
         async_scheduling=async_scheduling,
         graph_sizes=sizes,
