@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from simulator.cli.console import err
 from simulator.core.units import format_seconds
-from simulator.planning.solve import Status as PlanStatus
-from simulator.planning.sweep import Status as SweepStatus
-from simulator.survey.runner import Status as SurveyStatus
+
+if TYPE_CHECKING:  # they load scipy, which `windtunnel run` can do without
+    from simulator.planning.solve import Status as PlanStatus
+    from simulator.planning.sweep import Status as SweepStatus
+    from simulator.survey.runner import Status as SurveyStatus
 
 MIN_INTERVAL_S = 0.1
 
