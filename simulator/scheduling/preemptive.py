@@ -62,8 +62,12 @@ class Preemptive(Policy):
     def gave_way(self, state: EngineState, request: Request) -> None:
         """A request runs no more."""
 
-    def copied(self, state: EngineState, step: Step, blocks: int) -> None:
-        """Blocks go to host memory or come back: nothing is computed meanwhile."""
+    def swaps_out(self, state: EngineState, step: Step, request: Request, blocks: int) -> None:
+        """A request's blocks go to host memory: nothing is computed meanwhile."""
+        step.extra_s += blocks * self.host.block_copy_s
+
+    def swaps_in(self, state: EngineState, step: Step, request: Request, blocks: int) -> None:
+        """They come back."""
         step.extra_s += blocks * self.host.block_copy_s
 
     # -- planning ----------------------------------------------------------------------------------------------
@@ -114,7 +118,7 @@ class Preemptive(Policy):
         if self.host.takes(state, victim):
             blocks = state.blocks_held(victim)
             state.swap_out(victim, step)
-            self.copied(state, step, blocks)
+            self.swaps_out(state, step, victim, blocks)
         else:
             state.preempt(victim, step)
         self.gave_way(state, victim)
@@ -199,4 +203,4 @@ class Preemptive(Policy):
         state.swapped.appendleft(request)
         blocks = state.blocks_held(request)
         state.swap_in()
-        self.copied(state, step, blocks)
+        self.swaps_in(state, step, request, blocks)
