@@ -12,6 +12,7 @@ from simulator import __version__
 from simulator.core.errors import UserError
 from simulator.planning.code import code_digest
 from simulator.planning.command import commands
+from simulator.planning.load import short
 from simulator.planning.probe import Bench
 from simulator.planning.solve import Answer, Outcome
 from simulator.report.files import atomic_json, atomic_path, atomic_write
@@ -95,7 +96,8 @@ def hardware(outcome: Outcome) -> str:
         gpus = f"{setup.num_gpus} x {setup.gpu.name}" if setup.num_gpus > 1 else setup.gpu.name
         role = f" ({setup.name})" if len(setups) > 1 else ""
         parts.append(f"{count} replica{'s' * (count > 1)} of {gpus}{role}")
-    rest = ", ".join(part for part in outcome.design.label.split(", ") if part and part not in parts[0].split())
+    words = outcome.design.label.split(", ")
+    rest = ", ".join(word for word in words if word not in parts[0].split() and not word.startswith("groups "))
     return " and ".join(parts) + (f" ({rest})" if rest else "")
 
 
@@ -165,7 +167,7 @@ def design_rows(answer: Answer) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, str | int | float) else str(value)
+    return value if value is None or isinstance(value, str | int | float) else short(value)
 
 
 def probe_rows(answer: Answer) -> list[dict[str, Any]]:

@@ -53,7 +53,14 @@ def said(path: str, value: Any) -> str:
         return f"no {last}" if last == "quantization" else f"{last} as by default"
     if isinstance(value, str) and last in ("quantization", "policy", "router"):
         return f"{last} {value}"
-    return f"{last} {value if isinstance(value, str) else json.dumps(value)}"
+    return f"{last} {short(value)}"
+
+
+def short(value: Any) -> str:
+    """A value in a table: groups of replicas as ``1 prefill + 2 decode``, other structures as JSON."""
+    if isinstance(value, list) and all(isinstance(one, dict) and "name" in one for one in value):
+        return " + ".join(f"{one.get('replicas', 1)} {one['name']}" for one in value) or "none"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def read_plan(path: str | Path) -> PlanFile:

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from simulator import __version__
 from simulator.planning import answer as words
 from simulator.planning.capacity import t_half_width
+from simulator.planning.load import short
 from simulator.planning.probe import Probe
 from simulator.planning.solve import BEST, Answer, Outcome
 from simulator.report import html
@@ -179,7 +180,7 @@ def _rows(answer: Answer) -> list[dict[str, Any]]:
         ranked = outcome.state == "ranked"
         found = outcome.sustained
         cells = [str(place) if ranked else "–"]
-        cells += ["default" if value is None else str(value) for _, value in outcome.design.settings]
+        cells += ["default" if value is None else short(value) for _, value in outcome.design.settings]
         cells += [
             str(outcome.copies) if ranked else "",
             str(outcome.gpus) if ranked else "",

@@ -246,3 +246,15 @@ def test_the_notebook_functions_return_pandas(tmp_path: Path) -> None:
     with pytest.raises(AttributeError):
         _ = simulator.nothing
     assert math.isfinite(planned.designs["usd_per_hour"].iloc[0])
+
+
+def test_disaggregated_designs_are_planned_like_any_other(tmp_path: Path) -> None:
+    """A ratio of prefill to decode replicas is a value of the space; bounds and copies count all groups."""
+    pair = "[{name: prefill, role: prefill}, {name: decode, role: decode}]"
+    path = plan_file(tmp_path, more="rate: 30\ntop: all\nmax_copies: 2", requests=300, replications=1,
+                     space=f"{{cluster.groups: [{pair}, []]}}")  # fmt: skip
+    found = solve(read_plan(path), pictures=False)
+    assert {o.design.label for o in found.ranked} == {"groups 1 prefill + 1 decode", "groups none"}
+    split = next(o for o in found.ranked if "prefill" in o.design.label)
+    assert split.gpus == 2 * (split.copies or 0)
+    assert "1 replica of A100-SXM-80GB (prefill) and 1 replica of A100-SXM-80GB (decode)" in words.hardware(split)
