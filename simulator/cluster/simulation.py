@@ -25,6 +25,7 @@ from simulator.cluster.replica import Replica
 from simulator.cluster.scaler import set_going
 from simulator.cluster.sharing import shared_processors
 from simulator.cluster.tiers import Tiers
+from simulator.cluster.transfers import Turnstile
 from simulator.core.errors import ScenarioError
 from simulator.core.random import streams
 from simulator.cost.interface import StepCost
@@ -91,7 +92,7 @@ class Simulation:
             use_prefix=any(group.args.enable_prefix_caching for group in groups),
             progress=options.get("progress"),
         )
-        pass_on = self.arrivals.finished if self.arrivals.has_feedback else None
+        pass_on = self._feedback()
         self.replicas: list[Replica] = []
         self._events: list[CacheEvents] = []
         self._tiers = Tiers()
@@ -281,6 +282,14 @@ class Simulation:
             engine.eager = eager or options.get("observer") is not None
         seen = on_finish is not None if watched is None else watched
         self.replicas.append(Replica(index, group, self.clock, engine, self.columns.replica, watched=seen))
+
+    def _feedback(self) -> Finished | None:
+        """Who is told when a request has ended."""
+        if not self.arrivals.has_feedback:
+            return None
+        if self.cluster.disaggregation is None and self.cluster.migration is None:
+            return self.arrivals.finished
+        return Turnstile(self.clock).after(self.arrivals.finished)  # who lands makes plans at that instant too
 
     def _decode_router(self, around: Surroundings) -> Router | None:
         if self.cluster.disaggregation is None:

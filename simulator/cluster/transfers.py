@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import inf, nextafter
 from typing import TypedDict
 
@@ -14,8 +15,10 @@ from simulator.cluster.clock import TRANSFER, Clock
 from simulator.hardware.network import Flow, Network
 from simulator.hardware.topology import Topology
 from simulator.replica.records import Ints, TransferRecords
+from simulator.scheduling.request import Request
 
 Arrived = Callable[[float], None]  # (now)
+Finished = Callable[[Request, float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,14 @@ class Turnstile:
             queue = self._queues[time] = []
             self._clock.at(time, TRANSFER, lambda _: self._pass(time))
         queue.append((row, len(queue), action))
+
+    def after(self, told: Finished) -> Finished:
+        """The same, told right after requests have ended."""
+
+        def later(request: Request, time: float) -> None:
+            self.then(request.row, partial(told, request), time)
+
+        return later
 
     def _pass(self, time: float) -> None:
         for _, _, action in sorted(self._queues.pop(time), key=_row):
