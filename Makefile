@@ -19,6 +19,7 @@ help:
 	@sed -n '2,5s/^# \{0,1\}//p' Makefile
 	@echo "  make lint   ruff, mypy, import-linter     make bench  speed of the simulator"
 	@echo "  make docs   regenerate docs from code     make clean  remove .venv, caches and runs"
+	@echo "  make survey   published systems, scored   make validation, make calibrations   DATA=folder of measurements"
 	@echo "  make test-profiler   tests that need torch, in .venv-profile"
 
 $(BIN)/python:
