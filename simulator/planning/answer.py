@@ -39,9 +39,10 @@ def sentence(answer: Answer) -> str:
         per = {"rate": "", "rate-per-usd": ", the most per dollar", "rate-per-gpu": ", the most per GPU"}[plan.by]
         return f"{what} sustains {carries} within its SLO{per}; what gives first is {binding(best)}."
     goal = "The cheapest way" if plan.find == "cheapest" else "The fewest GPUs"
+    sure = "" if best.sustained.low >= (plan.rate or 0) else ", so that there is no sure headroom"
     return (
         f"{goal} to serve {number(plan.rate or 0)} requests/s within the SLO is {what} at {usd(best)}; it sustains "
-        f"{carries}, and what gives first is {binding(best)}."
+        f"{carries}{sure}, and what gives first is {binding(best)}."
     )
 
 

@@ -136,8 +136,13 @@ def _designs(plan: Plan, base: Source) -> tuple[Design, ...]:
             scenario = anchored(_settled(base, dict(settings)))
             found.append(Design(index, settings, scenario))
         except UserError as error:
-            found.append(Design(index, settings, None, f"{error.message} {error.remedy or ''}".strip()))
+            found.append(Design(index, settings, None, reason_of(error)))
     return tuple(found)
+
+
+def reason_of(error: UserError) -> str:
+    """What is wrong and what would help, as sentences."""
+    return f"{error.message.rstrip('.')}. {error.remedy or ''}".strip()
 
 
 def _settled(base: Source, settings: Mapping[str, Any]) -> Source:

@@ -11,7 +11,7 @@ from simulator.core.errors import UserError
 from simulator.metrics.slo import Slo
 from simulator.planning.bounds import floors, highest_rate, likely_rate, roles_of
 from simulator.planning.capacity import Fewest, Sustained, fewest_copies, sustained
-from simulator.planning.load import Design, PlanFile
+from simulator.planning.load import Design, PlanFile, reason_of
 from simulator.planning.pool import spread
 from simulator.planning.probe import SKETCH, Bench, Probe
 from simulator.planning.spec import Plan
@@ -239,7 +239,7 @@ def screen(plan: Plan, design: Design) -> Screened:
         bench = Bench(design.scenario)
         trace = bench.trace(design.scenario.seed)
     except UserError as error:
-        return Screened(design, f"{error.message} {error.remedy or ''}".strip(), "memory plan")
+        return Screened(design, reason_of(error), "memory plan")
     usd = bench.usd_per_hour
     gpus = bench.num_gpus
     roles = roles_of(design.scenario)
