@@ -125,7 +125,8 @@ def _goodput(answer: Answer) -> dict[str, Any] | None:
     caption = (
         f"Mean of {len(best.sustained.by_seed)} replications. The best design's knee lies at "
         f"{number(best.sustained.rate)} requests/s ({words.interval(answer, best)}): above it the SLO's percentile is "
-        f"missed, and goodput leaves the offered line. Widest interval of a point: ±{number(wide)} requests/s."
+        f"missed, and goodput leaves the offered line. A run lasts until its last answer, which keeps goodput a "
+        f"little under that line. Widest interval of a point: ±{number(wide)} requests/s."
     )
     return {"title": "Goodput against rate", "svg": Markup(svg), "caption": caption}  # noqa: S704  svg.py escapes
 
