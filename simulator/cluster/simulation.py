@@ -16,9 +16,10 @@ from simulator.cluster.clock import Clock
 from simulator.cluster.disaggregation import Disaggregation, unserved
 from simulator.cluster.dispatcher import Dispatcher, Finished
 from simulator.cluster.elastic import LifePlan
+from simulator.cluster.engines import build_engine, ids_block_size
 from simulator.cluster.lifecycle import Grave, Lifecycle
 from simulator.cluster.migration import Migration
-from simulator.cluster.plan import ClusterPlan, Group, single
+from simulator.cluster.plan import ClusterPlan, single
 from simulator.cluster.prediction import LinearPredictor, queued_tokens
 from simulator.cluster.ranks import cache_events, check_ranks
 from simulator.cluster.replica import Replica
@@ -29,18 +30,13 @@ from simulator.cluster.transfers import Turnstile
 from simulator.core.errors import ScenarioError
 from simulator.core.random import streams
 from simulator.cost.interface import StepCost
-from simulator.kv.pool import BlockPool
-from simulator.kv.prefix import PrefixCache
 from simulator.replica.engine import Engine, Observer
-from simulator.replica.pipeline import PipelineEngine
 from simulator.replica.recorder import Columns, Recorder, join_steps
 from simulator.replica.records import ReplicaRecord, SimulationRecords
-from simulator.replica.shared import SharedEngine
 from simulator.replica.steps import OnFinish
-from simulator.replica.wave import WaveEngine
 from simulator.routing import ROUTERS, Fleet, Needs, Router, Surroundings
 from simulator.routing.prefix_index import PrefixIndex
-from simulator.scheduling import POLICIES, EngineArgs, EngineState
+from simulator.scheduling import EngineArgs
 from traces.trace import Trace
 
 
@@ -88,7 +84,7 @@ class Simulation:
             trace,
             skip=nobody,
             users=options.get("closed_loop_users"),
-            block_size=_block_size(trace, groups),
+            block_size=ids_block_size(trace, groups),
             use_prefix=any(group.args.enable_prefix_caching for group in groups),
             progress=options.get("progress"),
         )
@@ -224,62 +220,20 @@ class Simulation:
         """watched: it has events of its own; None: if somebody waits for finishes. eager: see ``Engine``."""
         index = len(self.replicas)
         group = self.cluster.groups[self._member[slot]]
-        recorder = Recorder(self.columns, index)
-        options = self._options
-        args = group.args
-        ranks = range(args.data_parallel_size)
-        policies = [POLICIES.get(args.policy)(args) for _ in ranks]
-        states = [
-            make_state(args, group.num_gpu_blocks, group.cost, self.trace, grows=policies[0].grows) for _ in ranks
-        ]
-        policy, state = policies[0], states[0]
-        self._tiers.connect(index, group, state)
-        engine: Engine | PipelineEngine
-        processor = self._processors.get(slot)
-        if processor is not None:
-            engine = SharedEngine(
-                state,
-                policy,
-                group.cost,
-                recorder,
-                processor=processor,
-                on_finish=on_finish,
-                observer=options.get("observer"),
-            )
-        elif len(ranks) > 1 or args.enable_eplb:
-            engine = WaveEngine(
-                states,
-                policies,
-                group.cost,
-                recorder,
-                step_mode=options.get("step_mode", False),
-                rebalance_interval=args.eplb_step_interval if args.enable_eplb else None,
-                on_finish=on_finish,
-                observer=options.get("observer"),
-            )
-        elif group.args.pipeline_parallel_size > 1:
-            engine = PipelineEngine(
-                state,
-                policy,
-                group.cost,
-                recorder,
-                stages=group.args.pipeline_parallel_size,
-                on_finish=on_finish,
-                observer=options.get("observer"),
-            )
-        else:
-            engine = Engine(
-                state,
-                policy,
-                group.cost,
-                recorder,
-                step_mode=options.get("step_mode", False),
-                sequential=options.get("sequential", False),
-                on_finish=on_finish,
-                observer=options.get("observer"),
-            )
+        observer = self._options.get("observer")
+        engine = build_engine(
+            group,
+            self.trace,
+            Recorder(self.columns, index),
+            on_finish=on_finish,
+            observer=observer,
+            step_mode=self._options.get("step_mode", False),
+            sequential=self._options.get("sequential", False),
+            processor=self._processors.get(slot),
+        )
+        self._tiers.connect(index, group, engine.state)
         if eager is not None and isinstance(engine, Engine):
-            engine.eager = eager or options.get("observer") is not None
+            engine.eager = eager or observer is not None
         seen = on_finish is not None if watched is None else watched
         self.replicas.append(Replica(index, group, self.clock, engine, self.columns.replica, watched=seen))
 
@@ -330,7 +284,7 @@ class Simulation:
             scrape=lambda now: self._scrape(fleet, now),
         )
         prefix = self.trace.prefix
-        block_size = _block_size(self.trace, self.cluster.groups)
+        block_size = ids_block_size(self.trace, self.cluster.groups)
         return Surroundings(
             fleet,
             self.trace,
@@ -385,36 +339,3 @@ def others_act(cluster: ClusterPlan) -> bool:
     plain = ("groups", "router", "admission")
     shared = any(g.shares is not None or (g.tiers is not None and g.tiers.shared) for g in cluster.groups)
     return shared or any(getattr(cluster, f.name) != f.default for f in fields(cluster) if f.name not in plain)
-
-
-def make_state(args: EngineArgs, num_gpu_blocks: int, cost: StepCost, trace: Trace, *, grows: bool) -> EngineState:
-    """Queues and an empty KV cache. vLLM keeps one block of ``num_gpu_blocks`` back as the null block."""
-    usable = num_gpu_blocks - 1
-    if not args.enable_prefix_caching:
-        return EngineState(args, BlockPool(usable, args.block_size), window=cost.sliding_window, grows=grows)
-    unit = 1
-    if trace.prefix is not None:
-        tokens = trace.prefix.block_tokens
-        if max(tokens, args.block_size) % min(tokens, args.block_size):
-            raise ScenarioError(
-                f"block_size {args.block_size} does not divide the trace's prefix blocks of {tokens} tokens.",
-                where=trace.source,
-                remedy="Choose a block_size that divides them (or a multiple), or turn enable_prefix_caching off.",
-            )
-        unit = max(tokens // args.block_size, 1)
-    state = EngineState(args, PrefixCache(usable, args.block_size, unit), window=cost.sliding_window, grows=grows)
-    state.hittable = trace.prefix is not None
-    return state
-
-
-def _block_size(trace: Trace, groups: tuple[Group, ...]) -> int:
-    """Block size that a request's ids are made for; where a trace's blocks are larger, any engine's will do."""
-    caching = {group.args.block_size for group in groups if group.args.enable_prefix_caching}
-    if trace.prefix is not None and len(caching) > 1 and max(caching) > trace.prefix.block_tokens:
-        raise ScenarioError(
-            f"engines with blocks of {sorted(caching)} tokens cannot share a trace whose prefix blocks have "
-            f"{trace.prefix.block_tokens} tokens.",
-            where=trace.source,
-            remedy="Give every engine the same block_size, or one that divides the trace's blocks.",
-        )
-    return max(caching, default=groups[0].args.block_size)

@@ -1,0 +1,89 @@
+"""From a group of the plan to an engine with queues and an empty KV cache."""
+
+from __future__ import annotations
+
+from simulator.cluster.plan import Group
+from simulator.core.errors import ScenarioError
+from simulator.cost.interface import StepCost
+from simulator.kv.pool import BlockPool
+from simulator.kv.prefix import PrefixCache
+from simulator.replica.engine import Engine, Observer
+from simulator.replica.pipeline import PipelineEngine
+from simulator.replica.recorder import Recorder
+from simulator.replica.shared import Processor, SharedEngine
+from simulator.replica.steps import OnFinish
+from simulator.replica.wave import WaveEngine
+from simulator.scheduling import POLICIES, EngineArgs, EngineState
+from traces.trace import Trace
+
+
+def build_engine(
+    group: Group,
+    trace: Trace,
+    recorder: Recorder,
+    *,
+    on_finish: OnFinish | None,
+    observer: Observer | None,
+    step_mode: bool,
+    sequential: bool,
+    processor: Processor | None,
+) -> Engine | PipelineEngine:
+    """The engine of a replica: on its own GPUs, on shared ones (``processor``), of data-parallel ranks, of a pipeline.
+
+    step_mode, sequential, observer: see ``Engine``.
+    """
+    args, cost = group.args, group.cost
+    ranks = range(args.data_parallel_size)
+    policies = [POLICIES.get(args.policy)(args) for _ in ranks]
+    states = [make_state(args, group.num_gpu_blocks, cost, trace, grows=policies[0].grows) for _ in ranks]
+    one = states[0], policies[0], cost, recorder
+    if processor is not None:
+        return SharedEngine(*one, processor=processor, on_finish=on_finish, observer=observer)
+    if len(ranks) > 1 or args.enable_eplb:
+        every = args.eplb_step_interval if args.enable_eplb else None
+        return WaveEngine(
+            states,
+            policies,
+            cost,
+            recorder,
+            step_mode=step_mode,
+            rebalance_interval=every,
+            on_finish=on_finish,
+            observer=observer,
+        )
+    if args.pipeline_parallel_size > 1:
+        return PipelineEngine(*one, stages=args.pipeline_parallel_size, on_finish=on_finish, observer=observer)
+    return Engine(*one, step_mode=step_mode, sequential=sequential, on_finish=on_finish, observer=observer)
+
+
+def make_state(args: EngineArgs, num_gpu_blocks: int, cost: StepCost, trace: Trace, *, grows: bool) -> EngineState:
+    """Queues and an empty KV cache. vLLM keeps one block of ``num_gpu_blocks`` back as the null block."""
+    usable = num_gpu_blocks - 1
+    if not args.enable_prefix_caching:
+        return EngineState(args, BlockPool(usable, args.block_size), window=cost.sliding_window, grows=grows)
+    unit = 1
+    if trace.prefix is not None:
+        tokens = trace.prefix.block_tokens
+        if max(tokens, args.block_size) % min(tokens, args.block_size):
+            raise ScenarioError(
+                f"block_size {args.block_size} does not divide the trace's prefix blocks of {tokens} tokens.",
+                where=trace.source,
+                remedy="Choose a block_size that divides them (or a multiple), or turn enable_prefix_caching off.",
+            )
+        unit = max(tokens // args.block_size, 1)
+    state = EngineState(args, PrefixCache(usable, args.block_size, unit), window=cost.sliding_window, grows=grows)
+    state.hittable = trace.prefix is not None
+    return state
+
+
+def ids_block_size(trace: Trace, groups: tuple[Group, ...]) -> int:
+    """Block size that a request's ids are made for; where a trace's blocks are larger, any engine's will do."""
+    caching = {group.args.block_size for group in groups if group.args.enable_prefix_caching}
+    if trace.prefix is not None and len(caching) > 1 and max(caching) > trace.prefix.block_tokens:
+        raise ScenarioError(
+            f"engines with blocks of {sorted(caching)} tokens cannot share a trace whose prefix blocks have "
+            f"{trace.prefix.block_tokens} tokens.",
+            where=trace.source,
+            remedy="Give every engine the same block_size, or one that divides the trace's blocks.",
+        )
+    return max(caching, default=groups[0].args.block_size)
