@@ -12,11 +12,12 @@ def policies(as_json: AsJson = False) -> None:
     """List the registered policies. Any other is named as package.module:Class."""
     from simulator.core.registry import Registry, first_line
     from simulator.faults import FAULTS
+    from simulator.kv.eviction import EVICTIONS
     from simulator.routing import ROUTERS
     from simulator.scaling import SCALERS
     from simulator.scheduling import POLICIES
 
-    registries: tuple[Registry[Any], ...] = (POLICIES, ROUTERS, SCALERS, FAULTS)
+    registries: tuple[Registry[Any], ...] = (POLICIES, ROUTERS, SCALERS, FAULTS, EVICTIONS)
     rows = [
         {"kind": registry.kind, "name": name, "": first_line(entry)}
         for registry in registries
