@@ -8,80 +8,28 @@ prefill side are free and the request joins the decode batch before the next ste
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from math import inf, nan
+from math import nan
 
 import numpy as np
-from numpy.typing import NDArray
 
-from simulator.cluster.candidates import Candidates
-from simulator.cluster.clock import PLAN, Clock
+from simulator.cluster.chunks import Chunks
+from simulator.cluster.clock import Clock
 from simulator.cluster.dispatcher import Dispatcher, Finished
-from simulator.cluster.plan import ClusterPlan, DisaggregationPlan, Group, MixedPlan
+from simulator.cluster.handover import Chunk, Handover, Landing
+from simulator.cluster.plan import ClusterPlan, MixedPlan
 from simulator.cluster.prediction import queued_tokens
 from simulator.cluster.replica import Replica
-from simulator.cluster.transfers import Moved, Transfer, Transfers, Turnstile
-from simulator.core.errors import ScenarioError
-from simulator.kv.prefix import NO_HIT, BlockTable, PrefixCache
-from simulator.replica.engine import Observer
-from simulator.replica.moves import elsewhere, land
+from simulator.cluster.roles import check_roles
+from simulator.cluster.transfers import Moved, Transfers, Turnstile
+from simulator.kv.prefix import BlockTable
+from simulator.replica.moves import elsewhere, land, resume
 from simulator.replica.recorder import Columns
 from simulator.replica.records import ClusterEvent, Status
 from simulator.replica.steps import OnFinish
-from simulator.scheduling import POLICIES, EngineState
 from simulator.scheduling.request import Request
-from simulator.scheduling.step import Step
 from traces.trace import Trace
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Prompt tokens ``[first, last)``, computed in a step from ``begin`` to ``end``, s."""
-
-    first: int
-    last: int
-    begin: float
-    end: float
-
-
-class Handover:
-    """A request between its prefill and its decode replica."""
-
-    __slots__ = (
-        "begun",
-        "chunks",
-        "computed",
-        "first_token",
-        "granted",
-        "hit_tokens",
-        "output_tokens",
-        "request",
-        "sent_tokens",
-        "source",
-        "table",
-        "target",
-        "tokens",
-        "transfer",
-    )
-
-    def __init__(self, request: Request, source: int, tokens: int) -> None:
-        self.request = request  # on the prefill side, where it has one output token
-        self.output_tokens = request.output_tokens
-        self.source = source  # replica
-        self.target = -1  # replica; -1: not chosen yet
-        self.tokens = tokens  # whose KV goes along
-        self.table = None if request.table is None else BlockTable(request.table.ids)  # on the decode side
-        self.sent_tokens = 0  # of ``tokens``: sent, or there before
-        self.hit_tokens = 0  # of ``tokens``: in the target's prefix cache
-        self.begun = False  # its prompt is being computed
-        self.granted = False  # blocks of the target are reserved
-        self.chunks: list[Chunk] = []  # computed or under way, and not handed to the transfer yet
-        self.first_token = inf  # s, if it came from the prefill side
-        self.computed = False  # the prompt, and its KV is there
-        self.transfer: Transfer | None = None
 
 
 class Entrance:
@@ -89,82 +37,6 @@ class Entrance:
 
     def __init__(self, receive: Finished) -> None:
         self.receive = receive
-
-
-class Landing:
-    """Where requests enter one decode replica: those without blocks yet, in order."""
-
-    def __init__(self, replica: Replica, granted: Callable[[Handover, float], None], *, use_hits: bool) -> None:
-        """granted: called when blocks are reserved."""
-        self.replica = replica
-        self._granted = granted
-        self.waiting: deque[Handover] = deque()
-        self.incoming = 0  # requests with blocks and without a place in the batch
-        self._use_hits = use_hits
-        self._asks = False
-
-    def join(self, handover: Handover, now: float) -> None:
-        """Reserve blocks as soon as there are enough, before a step of the engine."""
-        self.waiting.append(handover)
-        if not self._asks:
-            self._asks = True
-            self.replica.at_next_step(self.reserve, now)
-
-    def reserve(self, time: float) -> bool:
-        """Called between two steps: grant what can be. False: somebody still waits."""
-        waiting = self.waiting
-        while waiting and self._fits(waiting[0]):
-            handover = waiting.popleft()
-            handover.granted = True
-            self.incoming += 1
-            self._granted(handover, time)
-        self._asks = bool(waiting)
-        return not waiting
-
-    def give_back(self, handover: Handover, now: float) -> None:
-        """Its prompt has to be computed again: it is asked for blocks later, and others may have them."""
-        granted, table, hit_tokens = handover.granted, handover.table, handover.hit_tokens
-        handover.granted = False
-        if granted:
-            self.incoming -= 1
-        elif handover in self.waiting:
-            self.waiting.remove(handover)
-
-        def release(time: float) -> bool:
-            pool, size = self.replica.engine.state.pool, self.replica.engine.state.block_size
-            blocks = -(-handover.tokens // size)
-            if granted and isinstance(pool, PrefixCache) and table is not None:
-                pool.release(table, blocks, hit_tokens // size, returns=False)
-            elif granted:
-                pool.give_back(blocks)
-            if self.waiting:
-                self.reserve(time)
-            return True
-
-        self.replica.at_next_step(release, now)
-
-    def _fits(self, handover: Handover) -> bool:
-        """Take the blocks if they are free, after those that the running requests need for the next step."""
-        state = self.replica.engine.state
-        if len(state.running) + self.incoming >= state.args.max_num_seqs:
-            return False
-        if len(state.waiting):  # nobody overtakes who came before or was preempted
-            head = state.waiting[0]
-            if head.preemptions or head.arrival <= handover.request.arrival:
-                return False
-        pool, table, tokens = state.pool, handover.table, handover.tokens
-        hit = NO_HIT
-        if self._use_hits and table is not None and isinstance(pool, PrefixCache):
-            hit = pool.lookup(table, tokens // state.block_size)
-        need = -(-tokens // state.block_size) - hit.blocks
-        if need + hit.free_blocks + sum(lane.blocks_next for lane in state.lanes) > pool.free:
-            return False
-        if hit is not NO_HIT:
-            assert isinstance(pool, PrefixCache) and table is not None
-            pool.hold(table, hit)
-        pool.take(need)
-        handover.sent_tokens = handover.hit_tokens = hit.blocks * state.block_size
-        return True
 
 
 class Disaggregation:
@@ -183,7 +55,7 @@ class Disaggregation:
         """prefill, decode: choose the replicas. Raises ScenarioError when the groups do not fit together."""
         plan = cluster.disaggregation
         assert plan is not None
-        check(cluster, plan)
+        check_roles(cluster, plan)
         assert cluster.topology is not None
         self.transfers = Transfers(clock, cluster.topology)
         self.plan = plan
@@ -463,7 +335,7 @@ class Disaggregation:
     def _land(self, handover: Handover, moved: Request, time: float) -> bool:
         target = self._replicas[handover.target]
         if self._decode_first:
-            landed = resume(target, moved)
+            landed = resume(target.engine, moved)
         else:
             landed = land(target.engine, moved, handover.first_token)
         if landed:
@@ -478,136 +350,3 @@ class Disaggregation:
         landing = self._landings[index]
         if landing.waiting:
             landing.reserve(time)
-
-
-class Chunks:
-    """Watches an engine's steps: tells of each chunk when its step's time is known."""
-
-    def __init__(
-        self,
-        replica: Replica,
-        tell: Callable[[Request, Chunk, float], None],
-        preempted: Callable[[Request, float], None],
-        another: Observer | None,
-    ) -> None:
-        """preempted: told of prompts that were begun and wait again. another: who watches too."""
-        self._replica = replica
-        self._tell = tell
-        self._preempted = preempted
-        self._begun: dict[Request, int] = {}  # prompts being computed -> how often they had been preempted
-        self._another = another
-        self._planned: list[tuple[Request, int, int]] = []  # (request, first token, end) of the step planned last
-        self._begin = 0.0
-
-    def settled(self, now: float, state: EngineState) -> None:
-        self._flush(now)
-        if self._begun:
-            self._replica.clock.at(now, PLAN, lambda _: self._flush(now))
-        if self._another is not None:
-            self._another.settled(now, state)
-
-    def planned(self, now: float, begin: float, step: Step, state: EngineState) -> None:
-        self._flush(now)
-        if self._another is not None:
-            self._another.planned(now, begin, step, state)
-        if step.chunks:
-            self._begin = begin
-            pairs = zip(step.requests, step.chunks, strict=True)
-            self._planned = [(request, computed, computed + new) for request, (new, computed) in pairs]
-            self._replica.clock.at(now, PLAN, lambda _: self._flush(now))
-
-    def _flush(self, now: float) -> None:
-        """The step planned last has been priced by now."""
-        planned, self._planned = self._planned, []
-        for request, first, last in planned:
-            self._tell(request, Chunk(first, last, self._begin, self._replica.engine.busy_until), now)
-            self._begun.setdefault(request, request.preemptions)
-        prefilling = self._replica.engine.state.prefilling
-        for request, before in list(self._begun.items()):
-            if request.preemptions != before:
-                del self._begun[request]
-                self._preempted(request, now)
-            elif request not in prefilling:
-                del self._begun[request]
-
-
-def resume(replica: Replica, request: Request) -> bool:
-    """A request whose prompt is computed but for its last token, in blocks taken before, computes that one here next.
-
-    False when all ``max_num_seqs`` are taken: try again.
-    """
-    state = replica.engine.state
-    if len(state.running) >= state.args.max_num_seqs:
-        return False
-    request.order = next(state.admissions)
-    state.running[request] = None
-    state.prefilling[request] = None
-    if request.table is not None and state.caching:
-        assert isinstance(state.pool, PrefixCache)
-        state.pool.cache(request.table, request.computed // state.block_size)
-    state.tokens_recomputed += 1
-    return True
-
-
-def unserved(cluster: ClusterPlan, trace: Trace, prefill: Candidates, decode: Candidates) -> NDArray[np.bool_]:
-    """Rows that no replicas could ever serve, alone or one after the other."""
-    plan = cluster.disaggregation
-    assert plan is not None
-    short = trace.prompt_tokens < plan.min_prompt_tokens
-    nobody: NDArray[np.bool_] = np.where(short, decode.nobody, prefill.nobody)
-    return nobody
-
-
-def check(cluster: ClusterPlan, plan: DisaggregationPlan) -> None:
-    """Raises ScenarioError when requests could not be handed on."""
-    where = "cluster.disaggregation"
-    roles = {group.role for group in cluster.groups}
-    if not {"prefill", "decode"} <= roles and not ("prefill" in roles and "both" in roles):
-        raise ScenarioError(
-            "disaggregation needs a group with role prefill and one that decodes.",
-            where=where,
-            remedy="Give groups under cluster.groups the roles prefill and decode.",
-        )
-    if plan.layerwise and not plan.push:
-        raise ScenarioError(
-            "a transfer layer by layer needs the decode replica before the prompt is computed.",
-            where=f"{where}.layerwise",
-            remedy="Set transfer: push, or layerwise: false.",
-        )
-    if cluster.topology is None:
-        raise ScenarioError("the cluster has no topology to send KV over.", where=where)
-    for group in cluster.groups:
-        if group.kv is None:
-            raise ScenarioError(f"group {group.name} does not say how large its KV is.", where=where)
-        fault = _unfit(group, plan)
-        if fault:
-            remedy = "Use engine policy vllm, sarathi or fastgen there."
-            raise ScenarioError(
-                f"group {group.name}: engine policy {group.args.policy!r} {fault}.", where=where, remedy=remedy
-            )
-    if plan.min_prompt_tokens and cluster.admission is not None:
-        raise ScenarioError(
-            "admission rules look at requests on their way to prefill replicas, which short prompts do not take.",
-            where=f"{where}.min_prompt_tokens",
-            remedy="Leave min_prompt_tokens or cluster.admission out.",
-        )
-    if cluster.life is not None:
-        raise ScenarioError(
-            "replicas that come and go are not modelled in a disaggregated cluster.",
-            where=where,
-            remedy="Leave cluster.scaling and cluster.faults out, or let every group do both, prefill and decode.",
-        )
-
-
-def _unfit(group: Group, plan: DisaggregationPlan) -> str:
-    """Why an engine policy cannot play its group's role; empty: it can."""
-    policy = group.args.policy
-    if policy == "sglang":
-        return "promises memory to requests as if no blocks were held for others"
-    if group.role == "prefill":
-        return ""
-    if not POLICIES.get(policy).grows:
-        return "reserves memory when it admits a request, which KV from elsewhere does not pass"
-    if policy == "vllm-v0" and plan.first_token != "prefill":  # noqa: S105 - not that kind of token
-        return "computes whole prompts only, not the last token of one"
-    return ""

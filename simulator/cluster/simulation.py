@@ -13,7 +13,7 @@ from simulator.cluster.arrivals import Arrivals, Progress
 from simulator.cluster.cache_events import CacheEvents
 from simulator.cluster.candidates import Candidates
 from simulator.cluster.clock import Clock
-from simulator.cluster.disaggregation import Disaggregation, unserved
+from simulator.cluster.disaggregation import Disaggregation
 from simulator.cluster.dispatcher import Dispatcher, Finished
 from simulator.cluster.elastic import LifePlan
 from simulator.cluster.engines import build_engine, ids_block_size
@@ -23,6 +23,7 @@ from simulator.cluster.plan import ClusterPlan, single
 from simulator.cluster.prediction import LinearPredictor, queued_tokens
 from simulator.cluster.ranks import cache_events, check_ranks
 from simulator.cluster.replica import Replica
+from simulator.cluster.roles import unserved
 from simulator.cluster.scaler import set_going
 from simulator.cluster.sharing import shared_processors
 from simulator.cluster.tiers import Tiers

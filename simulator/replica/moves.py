@@ -78,3 +78,12 @@ def land(engine: Engine | PipelineEngine, request: Request, last_token_time: flo
         recorder.scheduled[row] = last_token_time
     (engine.next_lane if isinstance(engine, PipelineEngine) else state).land(request)
     return True
+
+
+def resume(engine: Engine | PipelineEngine, request: Request) -> bool:
+    """The same for a request that computes the last token of its prompt here, in the next step."""
+    state = engine.state
+    if len(state.running) >= state.args.max_num_seqs:
+        return False
+    state.resume(request)
+    return True

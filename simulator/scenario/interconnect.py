@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from simulator.cluster import disaggregation, migration
+from simulator.cluster import migration
 from simulator.cluster.plan import ClusterPlan, Group
+from simulator.cluster.roles import check_roles
 from simulator.cluster.transfers import KvBytes
 from simulator.core.errors import ScenarioError
 from simulator.cost.placement import Placed
@@ -61,7 +62,7 @@ def _slots(groups: Sequence[Group], engines: Sequence[Engine]) -> Iterator[Slot]
 def check(plan: ClusterPlan) -> None:
     """Raises ScenarioError when requests could not change replicas the way the plan says."""
     if plan.disaggregation is not None:
-        disaggregation.check(plan, plan.disaggregation)
+        check_roles(plan, plan.disaggregation)
     if plan.migration is not None:
         migration.check(plan)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from simulator.core.options import NoOptions, read_options
 from simulator.scheduling.args import EngineArgs
 from simulator.scheduling.paging import chunked_step, may_join, waiting_queue
-from simulator.scheduling.policy import POLICIES, Policy
+from simulator.scheduling.policy import CHUNKING, POLICIES, Policy
 from simulator.scheduling.request import Request
 from simulator.scheduling.state import EngineState
 from simulator.scheduling.step import Step
@@ -27,9 +27,7 @@ class FastGen(Policy):
     """
 
     prefix_caching = False
-    unused = frozenset(
-        {"enable_chunked_prefill", "long_prefill_token_threshold", "scheduler_reserve_full_isl", "watermark"}
-    )
+    unused = CHUNKING
 
     def __init__(self, args: EngineArgs) -> None:
         read_options(NoOptions, args.policy, args.options)

@@ -9,7 +9,7 @@ from simulator.core.options import read_options
 from simulator.kv.prefix import NO_HIT
 from simulator.scheduling.args import EngineArgs
 from simulator.scheduling.paging import may_join, waiting_queue
-from simulator.scheduling.policy import POLICIES, Policy
+from simulator.scheduling.policy import CHUNKING, POLICIES, Policy
 from simulator.scheduling.request import Request
 from simulator.scheduling.reserving import longest_reservation
 from simulator.scheduling.state import EngineState
@@ -42,9 +42,7 @@ class Orca(Policy):
 
     grows = False
     prefix_caching = None
-    unused = frozenset(
-        {"enable_chunked_prefill", "long_prefill_token_threshold", "scheduler_reserve_full_isl", "watermark"}
-    )
+    unused = CHUNKING
 
     def __init__(self, args: EngineArgs) -> None:
         self.reservation = read_options(OrcaOptions, args.policy, args.options).reservation

@@ -52,6 +52,10 @@ class Policy(Protocol):
         ...
 
 
+# Arguments that steer chunks and blocks as they are taken: nothing to policies that do without either.
+CHUNKING = frozenset(
+    {"enable_chunked_prefill", "long_prefill_token_threshold", "scheduler_reserve_full_isl", "watermark"}
+)
 POLICIES: Registry[type[Policy]] = Registry("engine policy")
 
 

@@ -6,7 +6,7 @@ from simulator.kv.prefix import NO_HIT, Hit
 from simulator.scheduling.args import EngineArgs
 from simulator.scheduling.ordered import Rank, RankedQueue
 from simulator.scheduling.paging import next_chunks, planned
-from simulator.scheduling.policy import Policy
+from simulator.scheduling.policy import CHUNKING, Policy
 from simulator.scheduling.request import Request
 from simulator.scheduling.state import EngineState
 from simulator.scheduling.step import DECODE, Step
@@ -25,15 +25,7 @@ class Preemptive(Policy):
     prompts fill the rest of ``max_num_batched_tokens``, in chunks. Out of blocks, the greatest rank gives way.
     """
 
-    unused = frozenset(
-        {
-            "scheduling_policy",
-            "enable_chunked_prefill",
-            "long_prefill_token_threshold",
-            "scheduler_reserve_full_isl",
-            "watermark",
-        }
-    )
+    unused = CHUNKING | {"scheduling_policy"}
     steady = True
     """Whether a request that cannot enter now can only do so after an arrival or a finish, as long as it is behind the
     running requests: then nothing is to be decided between those. Else every step is planned while somebody waits."""

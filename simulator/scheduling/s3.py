@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from simulator.core.options import Range, read_options
 from simulator.kv.prefix import NO_HIT
 from simulator.scheduling.args import EngineArgs
-from simulator.scheduling.policy import POLICIES, Policy
+from simulator.scheduling.policy import CHUNKING, POLICIES, Policy
 from simulator.scheduling.prediction import LengthPredictor, Prediction
 from simulator.scheduling.request import Request
 from simulator.scheduling.state import EngineState
@@ -73,15 +73,7 @@ class S3(Policy):
 
     grows = False
     prefix_caching = None
-    unused = frozenset(
-        {
-            "scheduling_policy",
-            "enable_chunked_prefill",
-            "long_prefill_token_threshold",
-            "scheduler_reserve_full_isl",
-            "watermark",
-        }
-    )
+    unused = CHUNKING | {"scheduling_policy"}
 
     def __init__(self, args: EngineArgs) -> None:
         self.predict = LengthPredictor(read_options(S3Options, args.policy, args.options))

@@ -444,12 +444,21 @@ class EngineState:
 
     def land(self, request: Request) -> None:
         """A request joins the decoding batch with KV from elsewhere: ``computed`` tokens, whose blocks are taken."""
+        self._arrive(request)
+        self.join(request, request.prompt_tokens + request.output_tokens - 1 - request.computed)
+
+    def resume(self, request: Request) -> None:
+        """A request comes with KV of all its prompt but the last token, in blocks taken: that one is computed here."""
+        self._arrive(request)
+        self.prefilling[request] = None
+        self.tokens_recomputed += 1
+
+    def _arrive(self, request: Request) -> None:
         request.order = next(self.admissions)
         self.running[request] = None
         if request.table is not None and self.caching:
             assert isinstance(self.pool, PrefixCache)
             self.pool.cache(request.table, request.computed // self.block_size)
-        self.join(request, request.prompt_tokens + request.output_tokens - 1 - request.computed)
 
     # -- swapping ----------------------------------------------------------------------------------------------
 

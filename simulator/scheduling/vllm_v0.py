@@ -9,7 +9,7 @@ from simulator.core.errors import PolicyError
 from simulator.core.options import Range, read_options
 from simulator.scheduling.args import EngineArgs
 from simulator.scheduling.paging import last_admitted, may_join, waiting_queue
-from simulator.scheduling.policy import POLICIES, Policy
+from simulator.scheduling.policy import CHUNKING, POLICIES, Policy
 from simulator.scheduling.request import Request
 from simulator.scheduling.state import EngineState
 from simulator.scheduling.step import DECODE, Step
@@ -49,9 +49,7 @@ class VllmV0(Policy):
     """
 
     prefix_caching = False
-    unused = frozenset(
-        {"enable_chunked_prefill", "long_prefill_token_threshold", "scheduler_reserve_full_isl", "watermark"}
-    )
+    unused = CHUNKING
 
     def __init__(self, args: EngineArgs) -> None:
         options = read_options(VllmV0Options, args.policy, args.options)
