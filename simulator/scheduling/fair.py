@@ -156,7 +156,8 @@ class Fair(Vllm):
         while self.newcomers:
             others = [t for t, account in self.accounts.items() if account.queue and t not in self.newcomers]
             self.returns(self.newcomers.pop(0), others)
-        self._next_turn()
+        if len(state.running) < self.max_num_seqs:  # else nobody's turn comes, and allowances must not move meanwhile
+            self._next_turn()
         plan = super().schedule(state)
         several = sum(bool(account.queue) for account in self.accounts.values()) > 1
         if plan is DECODE and several and len(state.running) < self.max_num_seqs:
