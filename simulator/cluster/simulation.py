@@ -99,43 +99,8 @@ class Simulation:
         if len(self._member) == 1 and not others_act(cluster) and cluster.admission is None:
             self._add_replica(0, pass_on)
             self.deliver: Finished = self.replicas[0].receive
-            return
-        self.around = around = self._surroundings()
-        decode_router = self._decode_router(around)
-        also = Needs.NOTHING if decode_router is None else decode_router.needs
-        router = ROUTERS.get(cluster.router.policy)(around, cluster.router.options)
-        gate = None
-        if cluster.admission is not None:
-            gate = Gate(cluster.admission, trace, around.fleet, around.predict)
-        self.dispatcher = dispatcher = Dispatcher(
-            self.clock,
-            self.columns,
-            router,
-            around.fleet,
-            candidates,
-            pass_on,
-            gate=gate,
-            watched=others_act(cluster) or options.get("watched", False),
-            also=also,
-        )
-        self.moves = self._movers(dispatcher, router.needs, decode_router, handed_to, pass_on)
-        apart = self.moves if isinstance(self.moves, Disaggregation) else None  # prefill and decode
-        finished_on = dispatcher.finished_on if apart is None else apart.finished_on
-        self._reads_queues = bool(dispatcher.needs & Needs.QUEUED_TOKENS)
-        self._reads_metrics = self._reads_queues or bool(dispatcher.needs & Needs.METRICS)
-        if cluster.life is not None:
-            self._come_and_go(cluster.life, dispatcher, candidates, pass_on)
-            return
-        for index in range(len(self._member)):
-            self._add_replica(index, finished_on(index), watched=dispatcher.watched, eager=dispatcher.eager)
-            if dispatcher.needs & Needs.CACHES:
-                self._events.append(cache_events(self.replicas[index].engine, index, around.blocks))
-        dispatcher.connect(self.replicas)
-        self.deliver = dispatcher.deliver if gate is not None else dispatcher.route
-        if self.moves is not None:
-            self.moves.connect(self.replicas)
-        if apart is not None:
-            self.deliver = apart.deliver
+        else:
+            self._route_to_many(candidates, handed_to, pass_on)
 
     def run(self) -> SimulationRecords:
         """Run the clock, return what happened."""
@@ -187,6 +152,46 @@ class Simulation:
         return max(busy_until, float(arrived.max(initial=0.0)))
 
     # -- building ------------------------------------------------------------------------------------------------
+
+    def _route_to_many(self, candidates: Candidates, handed_to: Candidates | None, pass_on: Finished | None) -> None:
+        """A router, and whatever else stands between arrivals and replicas. handed_to: who decodes for others."""
+        cluster, options = self.cluster, self._options
+        self.around = around = self._surroundings()
+        decode_router = self._decode_router(around)
+        also = Needs.NOTHING if decode_router is None else decode_router.needs
+        router = ROUTERS.get(cluster.router.policy)(around, cluster.router.options)
+        gate = None
+        if cluster.admission is not None:
+            gate = Gate(cluster.admission, self.trace, around.fleet, around.predict)
+        self.dispatcher = dispatcher = Dispatcher(
+            self.clock,
+            self.columns,
+            router,
+            around.fleet,
+            candidates,
+            pass_on,
+            gate=gate,
+            watched=others_act(cluster) or options.get("watched", False),
+            also=also,
+        )
+        self.moves = self._movers(dispatcher, router.needs, decode_router, handed_to, pass_on)
+        apart = self.moves if isinstance(self.moves, Disaggregation) else None  # prefill and decode
+        finished_on = dispatcher.finished_on if apart is None else apart.finished_on
+        self._reads_queues = bool(dispatcher.needs & Needs.QUEUED_TOKENS)
+        self._reads_metrics = self._reads_queues or bool(dispatcher.needs & Needs.METRICS)
+        if cluster.life is not None:
+            self._come_and_go(cluster.life, dispatcher, candidates, pass_on)
+            return
+        for index in range(len(self._member)):
+            self._add_replica(index, finished_on(index), watched=dispatcher.watched, eager=dispatcher.eager)
+            if dispatcher.needs & Needs.CACHES:
+                self._events.append(cache_events(self.replicas[index].engine, index, around.blocks))
+        dispatcher.connect(self.replicas)
+        self.deliver = dispatcher.deliver if gate is not None else dispatcher.route
+        if self.moves is not None:
+            self.moves.connect(self.replicas)
+        if apart is not None:
+            self.deliver = apart.deliver
 
     def _come_and_go(
         self, life: LifePlan, dispatcher: Dispatcher, candidates: Candidates, pass_on: Finished | None

@@ -76,7 +76,7 @@ class TierSpec:
     write: Literal["evict", "through"] = "evict"
     """When blocks come down: as the cache forgets them, or as they are computed."""
     eviction: Name = "lru"
-    """Eviction policy of the tier (`windtunnel policies`)."""
+    """Eviction policy of the tier (`windtunnel policies`); blocks stand alone here, so pgdsf weighs uses only."""
     shared: Bool = False
     """One copy and one bandwidth for all replicas; its blocks are written through."""
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from simulator import __version__
 from simulator.cluster.simulation import Simulation
@@ -71,7 +72,18 @@ def run(
             analysis=analysis,
         )
     scenario = resolved(scenario, groups)
-    provenance = {
+    run_time = {
+        "simulation_wall_s": round(simulated[0] - wall, 3),
+        "simulation_cpu_s": round(simulated[1] - cpu, 3),
+    }
+    provenance = {**_provenance(scenario, groups, trace), "run_time": run_time}
+    return Result(scenario, groups, cluster, trace, records, analysis, summary, provenance)
+
+
+def _provenance(scenario: Scenario, groups: Sequence[Setup], trace: Trace) -> dict[str, Any]:
+    """What a result came from. scenario: with its engines' defaults written out."""
+    setup = groups[0]
+    return {
         "scenario_sha256": digest(scenario),
         "seed": scenario.seed,
         "trace": {"source": trace.source, "requests": len(trace), "notes": list(trace.notes)},
@@ -88,12 +100,7 @@ def run(
         "model_source": setup.model.source,
         "engine_overhead": setup.cost.overhead.source,
         "versions": versions(),
-        "run_time": {
-            "simulation_wall_s": round(simulated[0] - wall, 3),
-            "simulation_cpu_s": round(simulated[1] - cpu, 3),
-        },
     }
-    return Result(scenario, groups, cluster, trace, records, analysis, summary, provenance)
 
 
 def measured_window(scenario: Scenario, records: SimulationRecords) -> tuple[float, float] | None:
