@@ -26,11 +26,12 @@ from simulator.scenario import interconnect, sharing
 from simulator.scenario.cluster import GroupSpec
 from simulator.scenario.config import Scenario, SloSpec
 from simulator.scenario.engine import EngineSpec, ModelSpec
+from simulator.scenario.front import front_plan
 from simulator.scenario.life import Kind, build_life
 from simulator.scenario.load import at, within
 from simulator.scenario.workload import Transform, Workload
 from simulator.scheduling import POLICIES, EngineArgs, resolve
-from traces import transforms
+from traces import models, transforms
 from traces.formats import read_trace
 from traces.generate import Generators, generate, synthesize
 from traces.trace import Trace
@@ -217,6 +218,7 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
         topology=ways,
         admission=None if admission is None else admission.plan(None if slo is None else slo.ttft_s),
         life=build_life(scenario.cluster, kinds, scenario.seed),
+        front=front_plan(scenario.cluster.response_cache, scenario.cluster.retrieval_s),
     )
     interconnect.check(plan)
     return plan
@@ -322,6 +324,12 @@ def _transformed(trace: Trace, step: Transform, seed: int, index: int) -> Trace:
         return transforms.clip_lengths(
             trace, max_prompt_tokens=limits.max_prompt_tokens, max_output_tokens=limits.max_output_tokens
         )
+    if step.cascade is not None:
+        rng, chain = streams(seed).stream(f"transforms.{index}.cascade"), step.cascade
+        return models.cascade(trace, chain.models, chain.stop, rng, scorer_s=chain.scorer_s)
+    if step.choose_model is not None:
+        rng, chosen = streams(seed).stream(f"transforms.{index}.choose_model"), step.choose_model
+        return models.choose_model(trace, chosen.strong, chosen.weak, chosen.strong_share, rng)
     return trace.head(step.head or len(trace))
 
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from simulator.scenario.spec import (
     Bool,
     Count,
+    Fraction,
     Name,
     Positive,
     PositiveNumber,
@@ -72,6 +73,35 @@ class Clip:
 
 
 @spec
+class Cascade:
+    """Every request asks one model after the other until an answer is accepted (FrugalGPT)."""
+
+    models: Annotated[tuple[Name, ...], Field(min_length=2)]
+    """Labels in the order they are asked, the cheapest first; groups serve them by `serves`."""
+    stop: tuple[Fraction, ...]
+    """For each model but the last: the probability that its answer is accepted. An input, not simulated."""
+    scorer_s: Seconds = 0.0
+    """From an answer to the question to the next model."""
+
+    def __post_init__(self) -> None:
+        if len(self.stop) != len(self.models) - 1:
+            needed = len(self.models) - 1
+            raise ValueError(f"{needed + 1} models need {needed} values of stop, not {len(self.stop)}.")
+
+
+@spec
+class ChooseModel:
+    """Each request asks one of two models (RouteLLM)."""
+
+    strong: Name
+    """Label of the strong model."""
+    weak: Name
+    """Label of the weak model."""
+    strong_share: Fraction
+    """Probability that a request asks the strong one. Which share keeps which quality is an input."""
+
+
+@spec
 class Transform:
     """One change of the trace. Exactly one field is set; transforms apply in the order they are listed."""
 
@@ -91,6 +121,10 @@ class Transform:
     """Clip prompt and output lengths."""
     head: Count | None = None
     """Keep the first so many requests."""
+    cascade: Cascade | None = None
+    """Ask one model after the other."""
+    choose_model: ChooseModel | None = None
+    """Ask a strong or a weak model."""
 
     def __post_init__(self) -> None:
         given = [f.name for f in fields(self) if getattr(self, f.name) is not None]

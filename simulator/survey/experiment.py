@@ -12,6 +12,7 @@ from scipy.signal import lfilter
 from simulator.core.errors import ScenarioError
 from simulator.core.names import suggestion
 from simulator.core.random import streams
+from simulator.metrics.experience import quality_of_experience
 from simulator.metrics.stats import Floats, Ints
 from simulator.model.weights import parameters
 from simulator.replica.records import Status
@@ -25,7 +26,8 @@ from simulator.survey.spec import Measure
 from traces import transforms
 from traces.trace import LABEL_COLUMNS, Labels, Trace
 
-GAP_EMA = "worst_gap_ema16_s"  # column that takes a pass over all tokens: made only where a formula names it
+GAP_EMA = "worst_gap_ema16_s"  # columns that take a pass over all tokens: made only where a formula names them
+QOE = "qoe"
 Numbers = dict[str, Any]  # a run's summary with its ``values``
 
 
@@ -101,6 +103,8 @@ def numbers(result: Result, measure: Measure, earlier: Mapping[str, Any]) -> Num
     requests = columns(result)
     if any(GAP_EMA in text for text in measure.values.values()):
         requests[GAP_EMA] = worst_gap_ema(result)
+    if any(f"requests.{QOE}" in text for text in measure.values.values()):
+        requests[QOE] = quality_of_experience(result.records)
     for name in measure.keep:
         if name not in requests:
             raise ScenarioError(f"requests have no {name!r}.", remedy=suggestion(name, requests, noun="columns"))
@@ -161,12 +165,28 @@ def columns(result: Result) -> dict[str, Any]:
     }
     if result.trace.turn is not None:
         found["turn"] = result.trace.turn
+    if result.trace.session is not None:
+        found["session_s"] = session_seconds(result.trace.session, requests.arrival, requests.finish)
     if result.analysis.outcome is not None:
         found["good"] = result.analysis.outcome.good
     for name in LABEL_COLUMNS:
         labels: Labels | None = getattr(result.trace, name)
         if labels is not None:
             found[name] = np.asarray([str(value) for value in labels.values()])
+    return found
+
+
+def session_seconds(session: Ints, arrival: Floats, finish: Floats) -> Floats:
+    """(n,) s from a conversation's first arrival to its last finish, on the row that finishes last; NaN on the others,
+    without a conversation, and where one of its requests never finished."""
+    found = np.full(len(session), np.nan)
+    order = np.lexsort((finish, session))  # NaN comes last
+    order = order[session[order] >= 0]
+    if len(order):
+        first = np.concatenate(([True], np.diff(session[order]) > 0))
+        starts = np.minimum.reduceat(arrival[order], np.flatnonzero(first))
+        last = order[np.append(first[1:], True)]  # noqa: FBT003 - an array's element
+        found[last] = finish[last] - starts
     return found
 
 
