@@ -76,6 +76,15 @@ def test_the_same_file_gives_the_same_numbers(tmp_path: Path) -> None:
     assert first.checks == again.checks and first.measured == again.measured
 
 
+def test_formulas_know_the_experience_of_readers(tmp_path: Path) -> None:
+    text = TINY.replace("one: {of: baseline}", "one: {of: baseline, values: {qoe: mean(requests.qoe)}}")
+    text = text.replace("one.requests.finished, low: 20, high: 20", "one.qoe, low: 1, high: 1")
+    text = text.replace("rate: one.rate_twice", "rate: 1.0e+9, set: {engine.max_num_seqs: 1, workload.synthetic.lengths.output: 400}, values: {qoe: mean(requests.qoe)}")
+    outcome = evaluate(tiny(tmp_path, text))
+    assert outcome.checks[0].within, "an idle engine is faster than its readers"
+    assert outcome.measured["two"]["qoe"] < 1, "one by one, some wait longer than a second"
+
+
 def test_published_prices_replace_the_calibration(tmp_path: Path) -> None:
     text = TINY.replace("one.rate_twice", "0.01").replace(
         "baseline: {}",
