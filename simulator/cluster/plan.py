@@ -8,6 +8,7 @@ from typing import Literal
 
 from simulator.cluster.admission import Admission
 from simulator.cluster.elastic import LifePlan
+from simulator.cluster.front import FrontPlan
 from simulator.cluster.transfers import KvBytes
 from simulator.cost.interface import StepCost
 from simulator.hardware.topology import Topology
@@ -142,6 +143,7 @@ class ClusterPlan:
     topology: Topology | None = None
     admission: Admission | None = None
     life: LifePlan | None = None
+    front: FrontPlan | None = None
 
 
 def single(args: EngineArgs, cost: StepCost, num_gpu_blocks: int, *, max_model_len: int = 0) -> ClusterPlan:

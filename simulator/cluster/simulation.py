@@ -17,6 +17,7 @@ from simulator.cluster.disaggregation import Disaggregation
 from simulator.cluster.dispatcher import Dispatcher, Finished
 from simulator.cluster.elastic import LifePlan
 from simulator.cluster.engines import build_engine, ids_block_size
+from simulator.cluster.front import Front
 from simulator.cluster.lifecycle import Grave, Lifecycle
 from simulator.cluster.migration import Migration
 from simulator.cluster.plan import ClusterPlan, single
@@ -101,6 +102,12 @@ class Simulation:
             self.deliver: Finished = self.replicas[0].receive
         else:
             self._route_to_many(candidates, handed_to, pass_on)
+        if cluster.front is not None:
+            rng = streams(options.get("seed", 0))
+            front = Front(
+                cluster.front, self.clock, self.columns, rng, len(trace), deliver=self.deliver, answered=pass_on
+            )
+            self.deliver = front.deliver
 
     def run(self) -> SimulationRecords:
         """Run the clock, return what happened."""
@@ -342,6 +349,6 @@ def places(cluster: ClusterPlan) -> list[int]:
 def others_act(cluster: ClusterPlan) -> bool:
     """Whether more than arrivals reaches the engines, so that they need events of their own: anything but the plain
     parts of a plan."""
-    plain = ("groups", "router", "admission")
+    plain = ("groups", "router", "admission", "front")
     shared = any(g.shares is not None or (g.tiers is not None and g.tiers.shared) for g in cluster.groups)
     return shared or any(getattr(cluster, f.name) != f.default for f in fields(cluster) if f.name not in plain)

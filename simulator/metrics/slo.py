@@ -100,11 +100,12 @@ def judge(
     """Hold every request against every limit.
 
     A request with one output token has no TPOT or ITL and meets those limits, as in ``vllm bench serve``.
-    Rejected and failed requests are never good. A request in flight is missed as soon as that is certain: its TTFT
-    (so far, if it has no first token yet) or its age exceeds the limit.
+    One answered by the response cache has a TTFT and an E2E. Rejected and failed requests are never good. A request in
+    flight is missed as soon as that is certain: its TTFT (so far, if it has no first token yet) or its age exceeds the
+    limit.
     """
     requests = records.requests
-    finished = requests.status == Status.FINISHED
+    finished = (requests.status == Status.FINISHED) | (requests.status == Status.CACHED)
     met: dict[str, Bools] = {}
     values: dict[str, Floats] = {"ttft_s": latency.ttft, "tpot_s": latency.tpot, "e2e_s": latency.e2e}
     for name, limit in slo.limits().items():

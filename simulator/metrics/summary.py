@@ -100,6 +100,8 @@ def summarize(
             "classes": _classes(run, trace, arrived),
         }
     )
+    if (records.requests.status == Status.CACHED).any():
+        summary["response_cache"] = _plain(_answered(records, found, arrived))
     if records.rejections:  # the cluster has rules for admission, or a router's queue
         summary["rejections_run"] = dict(records.rejections)
     return summary
@@ -153,7 +155,23 @@ def summary_window(records: SimulationRecords, window: tuple[float, float] | Non
 def _counts(records: SimulationRecords, chosen: Bools) -> dict[str, int]:
     status = records.requests.status[chosen]
     named = {kind.name.lower(): int(np.sum(status == kind)) for kind in Status}
+    if not (records.requests.status == Status.CACHED).any():
+        del named["cached"]
     return {"arrived": len(status), **named}
+
+
+def _answered(records: SimulationRecords, found: Analysis, chosen: Bools) -> dict[str, Any]:
+    """Of the chosen requests that have been answered: how many by the response cache, and latencies (s) of those and
+    of all. The distributions in ``latency`` are of those that engines served."""
+    cached = chosen & (records.requests.status == Status.CACHED)
+    served = cached | (chosen & (records.requests.status == Status.FINISHED))
+    return {
+        "hits": int(cached.sum()),
+        "hit_ratio": float(cached.sum() / served.sum()) if served.any() else None,
+        "hit_e2e_s": describe(found.latency.e2e[cached]),
+        "all_ttft_s": describe(found.latency.ttft[served]),
+        "all_e2e_s": describe(found.latency.e2e[served]),
+    }
 
 
 def _within(times: Floats, window: tuple[float, float]) -> Bools:

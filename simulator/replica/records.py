@@ -25,6 +25,7 @@ class Status(IntEnum):
     FINISHED = 1
     REJECTED = 2  # can never be served: prompt + output exceed max_model_len or the KV cache
     FAILED = 3
+    CACHED = 4  # answered before it reached a replica, by the cluster's response cache
 
 
 @dataclass(frozen=True, slots=True)

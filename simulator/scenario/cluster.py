@@ -9,6 +9,7 @@ from pydantic import Field
 
 from simulator.scenario.admission import AdmissionSpec
 from simulator.scenario.engine import EngineSpec, HardwareSpec, ModelSpec
+from simulator.scenario.front import ResponseCacheSpec
 from simulator.scenario.lifecycle import ColdStartSpec, FaultSpec, ScalingSpec
 from simulator.scenario.network import DisaggregationSpec, MigrationSpec, NetworkSpec
 from simulator.scenario.spec import (
@@ -24,6 +25,7 @@ from simulator.scenario.spec import (
     Str,
     spec,
 )
+from simulator.scenario.synthetic import DistributionSpec
 
 GroupName = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)]
 
@@ -88,6 +90,10 @@ class ClusterSpec:
     """Nodes and the links between them; null: as the GPUs' catalogue entries say."""
     admission: AdmissionSpec | None = None
     """Who is let in; null: everybody, at once."""
+    response_cache: ResponseCacheSpec | None = None
+    """A cache of answers before the router; null: none."""
+    retrieval_s: DistributionSpec | None = None
+    """Retrieval of what prompts are augmented with, s, between arrival and router; it counts as queue time."""
     scaling: ScalingSpec | None = None
     """Autoscaling; null: the replicas of the start stay."""
     faults: tuple[FaultSpec, ...] = ()
