@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from simulator.cost.calibration import Calibration, Fit
+from simulator.cost.context_parallel import ContextParallelCost
 from simulator.cost.correction import Floats, monotone
 from simulator.cost.laws import (
     Points,
@@ -24,6 +25,7 @@ from simulator.cost.laws import (
     prefill_points,
 )
 from simulator.cost.operators import Bound, ChunkSeconds, Curve, Operators, Price
+from simulator.cost.other_kernels import KernelSpeed, OtherKernels
 from simulator.cost.overhead import EngineOverhead
 from simulator.cost.placement import Deployment
 from simulator.cost.roofline import Roofline
@@ -346,8 +348,14 @@ def _chunk(shape: AttentionShape, table: list[list[float]]) -> ChunkSeconds:
 
 def cost_model(
     model: Model, gpu: Gpu, calibration: Calibration | None, deployment: Deployment,
-    overhead: EngineOverhead | None = None,
+    overhead: EngineOverhead | None = None, speed: KernelSpeed | None = None,
 ) -> OperatorCost:  # fmt: skip
-    """``StepCost`` of a model: from a calibration, or from the data sheet where there is none."""
+    """``StepCost`` of a model: from a calibration, or from the data sheet where there is none.
+
+    speed: of other kernels than those; None: as they are.
+    """
     operators: Operators = Roofline(gpu) if calibration is None else Calibrated(gpu, calibration)
-    return OperatorCost(model, operators, deployment, overhead)
+    if speed is not None and not speed.as_measured:
+        operators = OtherKernels(operators, speed)
+    cut = deployment.prefill_context_parallel_size * deployment.decode_context_parallel_size > 1
+    return (ContextParallelCost if cut else OperatorCost)(model, operators, deployment, overhead)

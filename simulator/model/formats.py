@@ -33,7 +33,8 @@ class WeightFormat:
 # Scales as the formats define them: fp8 and int8 per output channel (fp32); int4 as AWQ/GPTQ write it (group of 128,
 # fp16 scale and 4-bit zero point); OCP Microscaling MXFP4 (32 weights, one 8-bit exponent); NVFP4 (16 weights, one fp8
 # scale). Weight-only formats (int4) multiply in 16 bits after dequantising; MXFP4 weights meet fp8 activations on GPUs
-# with fp4 tensor cores; NVFP4 multiplies in fp4.
+# with fp4 tensor cores; NVFP4 multiplies in fp4. sparse24: two of four 16-bit weights are kept, with two bits each to
+# say which (9 bits per weight); products run at the dense rate, which the sparse tensor cores can beat up to twice.
 WEIGHT_FORMATS = {
     "float32": WeightFormat("float32", 32, 0, 0.0, "fp32"),
     "bfloat16": WeightFormat("bfloat16", 16, 0, 0.0, "bf16"),
@@ -46,6 +47,7 @@ WEIGHT_FORMATS = {
     "mxfp4": WeightFormat("mxfp4", 4, 32, 1.0, "mxfp4"),
     "mxfp4_marlin": WeightFormat("mxfp4_marlin", 4, 32, 1.0, "bf16"),  # dequantised by Marlin kernels, on any GPU
     "nvfp4": WeightFormat("nvfp4", 4, 16, 1.0, "fp4"),
+    "sparse24": WeightFormat("sparse24", 9, 0, 0.0, "bf16"),
 }
 ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32",
            "awq": "int4", "gptq": "int4", "fp4": "nvfp4", "modelopt_fp4": "nvfp4", "modelopt": "fp8"}  # fmt: skip

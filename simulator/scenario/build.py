@@ -12,6 +12,7 @@ from simulator.cost.calibrated import Calibrated, cost_model
 from simulator.cost.calibration import Calibration, choose
 from simulator.cost.defaults import NEWEST, batch_defaults, engine_overhead
 from simulator.cost.memory import MemoryPlan, memory_plan
+from simulator.cost.other_kernels import OtherKernels
 from simulator.cost.placement import Deployment
 from simulator.cost.power import ClockedCost, PowerModel, PowerSetting, power_model
 from simulator.cost.step import OperatorCost
@@ -60,6 +61,7 @@ class Setup:
     def notes(self) -> Mapping[str, str]:
         """What the calibration did not hold, and what stood in for it."""
         operators = self.cost.operators
+        operators = operators.inner if isinstance(operators, OtherKernels) else operators
         return operators.notes if isinstance(operators, Calibrated) else {}
 
 
@@ -95,6 +97,9 @@ def build(scenario: Scenario) -> Setup:
                 engine.expert_skew,
                 engine.enable_eplb,
                 engine.num_redundant_experts,
+                engine.prefill_context_parallel_size,
+                engine.decode_context_parallel_size,
+                engine.context_parallel_layout,
             ),
             overhead=engine_overhead(
                 card,
@@ -105,13 +110,15 @@ def build(scenario: Scenario) -> Setup:
                 preset=engine.overhead or ("sglang" if args.policy == "sglang" else NEWEST),
                 max_cudagraph_capture_size=engine.max_cudagraph_capture_size,
             ),
+            speed=None if scenario.hardware.kernel_speed is None else scenario.hardware.kernel_speed.build(),
         )
     with at("hardware.clock"):
         power_model(card, PowerSetting(clock=scenario.hardware.clock))
     with at("hardware.power_cap_w"):
         power = power_model(card, PowerSetting(scenario.hardware.power_cap_w, scenario.hardware.clock))
-    # Rows count the tokens of all data-parallel ranks, each of which needs a ridge of its own.
-    power = replace(power, ridge_tokens=power.ridge_tokens * engine.data_parallel_size)
+    # Rows count the tokens of all data-parallel or context-parallel ranks, each of which needs a ridge of its own.
+    several = engine.data_parallel_size * engine.prefill_context_parallel_size
+    power = replace(power, ridge_tokens=power.ridge_tokens * several)
     each = scenario.hardware.price_per_gpu_hour
     each = card.price_per_hour if each is None else each
     return Setup(
@@ -120,7 +127,9 @@ def build(scenario: Scenario) -> Setup:
         num_gpus=memory.num_gpus,
         memory=memory,
         num_gpu_blocks=engine_blocks(memory, args.block_size),
-        args=replace(args, max_model_len=memory.max_model_len),
+        args=replace(
+            args, max_model_len=memory.max_model_len, block_size=args.block_size * cost.placed.context_ranks
+        ),
         cost=cost,
         calibration=calibration,
         slo=build_slo(scenario.slo),
@@ -139,9 +148,10 @@ def build_tiers(engine: EngineSpec, args: EngineArgs, served: Model, memory: Mem
         raise ScenarioError(
             "tiers keep what the prefix cache forgets, and it is off.", where="engine.kv_tiers", remedy=remedy
         )
-    if args.pipeline_parallel_size > 1 or args.data_parallel_size > 1:
+    cut = args.prefill_context_parallel_size * args.decode_context_parallel_size > 1
+    if args.pipeline_parallel_size > 1 or args.data_parallel_size > 1 or cut:
         remedy = "Use tensor_parallel_size, or leave kv_tiers out."
-        message = "tiers are not modelled behind a pipeline or data-parallel ranks."
+        message = "tiers are not modelled behind a pipeline, data-parallel or context-parallel ranks."
         raise ScenarioError(message, where="engine.kv_tiers", remedy=remedy)
     ranks = engine.tensor_parallel_size
     plans = tuple(
@@ -252,6 +262,8 @@ def plan_memory(scenario: Scenario, args: EngineArgs, served: Model, card: Gpu) 
         enforce_eager=engine.enforce_eager,
         data_parallel_size=engine.data_parallel_size,
         num_redundant_experts=engine.num_redundant_experts,
+        prefill_context_parallel_size=engine.prefill_context_parallel_size,
+        decode_context_parallel_size=engine.decode_context_parallel_size,
     )
 
 

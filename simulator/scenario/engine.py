@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import asdict, field
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from simulator.cost.other_kernels import KernelSpeed
 from simulator.kv.eviction import EVICTIONS
 from simulator.scenario.spec import (
     Bool,
@@ -46,6 +47,29 @@ class ModelSpec:
 
 
 @spec
+class KernelSpeedSpec:
+    """Kernels other than the measured ones: speed over theirs. Nothing gets faster than the GPU's peaks."""
+
+    gemm: PositiveNumber = 1.0
+    """Matrix products of dense layers."""
+    gemm_max_tokens: NonNegative = 0
+    """`gemm` holds for up to so many tokens in a step; 0: for all."""
+    experts: PositiveNumber = 1.0
+    """Products of routed experts."""
+    prefill_attention: PositiveNumber = 1.0
+    """Attention of prompts."""
+    decode_attention: PositiveNumber = 1.0
+    """Attention of decodes."""
+    elementwise: PositiveNumber = 1.0
+    """Norms, rotary embedding, activations, sampling."""
+    communication: PositiveNumber = 1.0
+    """All-reduces and what else goes between GPUs within a step."""
+
+    def build(self) -> KernelSpeed:
+        return KernelSpeed(**asdict(self))
+
+
+@spec
 class HardwareSpec:
     """What it runs on."""
 
@@ -53,6 +77,8 @@ class HardwareSpec:
     """Name in the catalogue (`windtunnel gpus`), such as H100-SXM."""
     calibration: Name = "auto"
     """Where kernel times come from: auto (the GPU's shipped calibration, else the data sheet), roofline, or a file."""
+    kernel_speed: KernelSpeedSpec | None = None
+    """Other kernels than those of the calibration; null: as they were measured."""
     price_per_gpu_hour: NonNegativeNumber | None = None
     """USD for one GPU for an hour; null: the catalogue's dated price, where it has one."""
     power_cap_w: PositiveNumber | None = None
@@ -105,6 +131,14 @@ class EngineSpec:
     data_parallel_size: Annotated[int, Field(strict=True, ge=1, le=127)] = 1
     """Attention and dense layers are repeated so often, each rank with a scheduler and KV cache of its own; the experts
     are shared and all ranks step together. For mixture-of-experts models; others use `cluster.replicas`."""
+    prefill_context_parallel_size: Annotated[int, Field(strict=True, ge=1, le=127)] = 1
+    """GPUs (times `tensor_parallel_size`) that share the tokens of each prompt, in ring attention, and the KV of every
+    request."""
+    decode_context_parallel_size: Positive = 1
+    """Tensor-parallel ranks that share the KV of requests along their sequence, instead of repeating it."""
+    context_parallel_layout: Literal["striped", "contiguous"] = "striped"
+    """How prompts are cut: striped (or zigzag, as vLLM does) gives every rank as much of the causal mask, contiguous
+    leaves ranks waiting."""
     enable_expert_parallel: Bool = False
     """Spread a mixture-of-experts model's experts over the tensor-parallel and data-parallel ranks instead of cutting
     each."""
