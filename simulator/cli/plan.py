@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from simulator.cli.console import out, print_json, print_rows
+from simulator.cli.console import err, out, print_json, print_rows
 from simulator.cli.options import AsJson
 
 
@@ -22,7 +22,8 @@ def plan(
 ) -> None:
     """Answer a planning question: what a design sustains, and which one serves a rate at the lowest cost.
 
-    Prints the answer and writes a report, tables of designs and runs, and the recommended scenario.
+    Prints the answer and writes a report, tables of designs and runs, and the recommended scenario. Runs are kept as
+    they finish; an interrupted plan goes on from there.
     """
     from simulator.cli.progress import PlanProgress
     from simulator.planning import answer as words
@@ -34,8 +35,12 @@ def plan(
     file = read_plan(plan_file)
     folder = out_dir or Path("runs") / f"plan-{file.name}"
     words.check_folder(folder)
-    with PlanProgress() as progress:
-        answer = solve(file, jobs=jobs or processors(), pictures=pictures, progress=progress)
+    try:
+        with PlanProgress() as progress:
+            answer = solve(file, jobs=jobs or processors(), pictures=pictures, progress=progress, folder=folder)
+    except KeyboardInterrupt:
+        err().print(f"interrupted: finished runs are kept in {folder}; the same command goes on from there.")
+        raise typer.Exit(130) from None
     written = words.write(answer, folder, page(answer, folder))
     if as_json:
         print_json(words.as_json(answer))

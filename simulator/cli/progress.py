@@ -12,7 +12,7 @@ from simulator.cli.console import err
 from simulator.core.units import format_seconds
 
 if TYPE_CHECKING:  # they load scipy, which `windtunnel run` can do without
-    from simulator.planning.solve import Status as PlanStatus
+    from simulator.planning.outcome import Status as PlanStatus
     from simulator.planning.sweep import Status as SweepStatus
     from simulator.survey.runner import Status as SurveyStatus
 

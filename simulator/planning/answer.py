@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,9 @@ from simulator.core.errors import UserError
 from simulator.planning.code import code_digest
 from simulator.planning.command import commands
 from simulator.planning.load import short
-from simulator.planning.probe import Bench
-from simulator.planning.solve import Answer, Outcome
+from simulator.planning.outcome import Answer, Outcome
+from simulator.planning.probe import Bench, Probe
+from simulator.planning.store import NAME as RUNS
 from simulator.report.files import atomic_json, atomic_path, atomic_write
 from simulator.report.svg import number
 from simulator.scenario.config import Scenario
@@ -24,7 +25,7 @@ from simulator.scenario.workload import Transform
 if TYPE_CHECKING:
     import pandas as pd
 
-MARKER = "plan.json"
+MARKER = "plan.json"  # of a folder that holds an answer; one with runs alone is of a plan that was interrupted
 
 
 def sentence(answer: Answer) -> str:
@@ -177,7 +178,7 @@ def probe_rows(answer: Answer) -> list[dict[str, Any]]:
     rows = []
     for index, outcome in labels.items():
         more = outcome.sustained.probes if outcome.sustained is not None and answer.file.plan.rate else ()
-        for probe in (*outcome.probes, *more, *answer.curves.get(index, ())):
+        for probe in distinct((*outcome.probes, *more, *answer.curves.get(index, ()))):
             row = {"design": index, "label": outcome.design.label, "rate": probe.rate, "copies": probe.copies}
             row |= {"seed": probe.seed, "meets": probe.meets, "fraction": probe.fraction, "verdict": probe.verdict}
             row |= {f"{name}_s": value for name, value in probe.percentile_s.items()}
@@ -186,9 +187,14 @@ def probe_rows(answer: Answer) -> list[dict[str, Any]]:
     return rows
 
 
+def distinct(probes: Iterable[Probe]) -> list[Probe]:
+    """Each run once: later searches ask again for runs of earlier ones."""
+    return list({probe.key or id(probe): probe for probe in probes}.values())
+
+
 def effort(answer: Answer) -> dict[str, Any]:
     """What the answer cost, and what pruning and early stopping saved."""
-    probes = answer.all_probes
+    probes = distinct(answer.all_probes)
     whole = [probe.cpu_s for probe in probes if probe.fraction == 1.0]
     early = [probe.cpu_s for probe in probes if probe.fraction < 1.0]
     unseen = [outcome for outcome in answer.outcomes if not outcome.probes]
@@ -242,10 +248,14 @@ def frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 def check_folder(folder: Path) -> None:
     """Raises UserError when answers cannot go there."""
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MARKER).exists())):
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _ours(folder))):
         raise UserError(
             "holds something that is not the answer to a plan.", where=str(folder), remedy="Choose another folder."
         )
+
+
+def _ours(folder: Path) -> bool:
+    return (folder / MARKER).exists() or (folder / RUNS).exists()
 
 
 def write(answer: Answer, folder: Path, page: str) -> dict[str, Path]:

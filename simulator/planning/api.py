@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from simulator.metrics.frames import requests_frame, steps_frame
 from simulator.planning import answer as words
 from simulator.planning.load import read_plan
+from simulator.planning.outcome import Answer
 from simulator.planning.report import page
 from simulator.planning.runs import flat
-from simulator.planning.solve import Answer, solve
+from simulator.planning.solve import solve
 from simulator.planning.sweep import Axis, frame
 from simulator.planning.sweep import sweep as run_sweep
 from simulator.scenario.config import Scenario
@@ -113,9 +114,13 @@ def sweep(
         return frame(run_sweep(scenario, axes, Path(temporary) / "sweep", seeds=seeds, jobs=jobs))
 
 
-def plan(path: str | Path, *, jobs: int = 1, pictures: bool = False) -> Planned:
-    """Answer a plan file. pictures: also the runs behind the report's curves. Raises UserErrors."""
-    return Planned(solve(read_plan(path), jobs=jobs, pictures=pictures))
+def plan(path: str | Path, *, jobs: int = 1, pictures: bool = False, folder: str | Path | None = None) -> Planned:
+    """Answer a plan file. pictures: also the runs behind the report's curves. folder: keep (and reuse) the runs there.
+
+    Raises UserErrors.
+    """
+    kept = None if folder is None else Path(folder)
+    return Planned(solve(read_plan(path), jobs=jobs, pictures=pictures, folder=kept))
 
 
 def _text(value: Any) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ import numpy as np
 from simulator.cost.calibration import describe
 from simulator.metrics.slo import Slo
 from simulator.metrics.summary import Summary
-from simulator.planning.runs import WORKSHOP
+from simulator.planning.ledger import Ledger, Row
+from simulator.planning.runs import WORKSHOP, run_key
 from simulator.replica.records import Status
 from simulator.report.diagnosis import diagnose, missed_limits
 from simulator.scenario.config import Scenario
@@ -32,7 +34,8 @@ class Probe:
     """One run. ``fraction``: of the time of arrivals that was simulated; below 1 it was certain by then to miss.
 
     percentile_s: the SLO's percentile of every limited metric, by its name. ``slack``: the largest of them over its
-    limit (inf: overloaded). ``constraint``: what binds, with its evidence.
+    limit (inf: overloaded). ``constraint``: what binds, with its evidence. ``tokens_per_s_per_user``: one over the
+    median TPOT. ``key``: which run this is; the same run counts once however often it is asked for.
     """
 
     rate: float
@@ -53,14 +56,17 @@ class Probe:
     next_step: str
     requests: int
     cpu_s: float
+    output_tokens_per_s: float | None = None
+    tokens_per_s_per_user: float | None = None
+    key: str = ""
 
 
 class Bench:
     """A design whose engines are built: runs at any rate, with any number of copies."""
 
-    def __init__(self, scenario: Scenario) -> None:
-        """Raises UserErrors like ``build_groups``."""
-        self.scenario = scenario
+    def __init__(self, scenario: Scenario, ledger: Ledger | None = None) -> None:
+        """ledger: of runs made before. Raises UserErrors like ``build_groups``."""
+        self.scenario, self.ledger = scenario, ledger or Ledger()
         self.groups = WORKSHOP.groups(scenario)
         slo = self.groups[0].slo
         assert slo is not None
@@ -89,8 +95,22 @@ class Bench:
 
     def probe(self, rate: float, copies: int, seed: int, *, slo: Slo | None = None, patient: bool = False) -> Probe:
         """patient: run to the end even when the SLO is certainly missed. slo: instead of the design's own."""
-        begin = time.process_time()
         limits = slo or self.slo
+        kind = "whole" if patient else "probe"
+        return self._once(kind, rate, copies, seed, limits, lambda: self._probe(rate, copies, seed, limits, patient))
+
+    def _once(self, kind: str, rate: float, copies: int, seed: int, slo: Slo, make: Callable[[], Probe]) -> Probe:
+        """The run from the ledger, or made now and put there."""
+        asked = f"{kind}/{run_key(replace(self.scenario, seed=seed))}/{rate!r}/{copies}/{slo!r}"
+        key = hashlib.sha256(asked.encode()).hexdigest()
+        row = self.ledger.get(key)
+        if row is None:
+            row = {"probe": _as_row(make())}
+            self.ledger.add(key, row)
+        return replace(_from_row(row["probe"]), key=key)
+
+    def _probe(self, rate: float, copies: int, seed: int, limits: Slo, patient: bool) -> Probe:  # noqa: FBT001
+        begin = time.process_time()
         trace = transforms.to_rate(self.trace(seed), rate)
         found: Result | None = None
         fraction = 1.0
@@ -109,6 +129,9 @@ class Bench:
 
     def sketch(self, rate: float, copies: int, seed: int) -> Probe:
         """A run of the first requests alone: where to look, never an answer."""
+        return self._once("sketch", rate, copies, seed, self.slo, lambda: self._sketch(rate, copies, seed))
+
+    def _sketch(self, rate: float, copies: int, seed: int) -> Probe:
         begin = time.process_time()
         whole = transforms.to_rate(self.trace(seed), rate)
         result = self._run(whole.head(SKETCH), copies, seed, self.slo)
@@ -150,12 +173,24 @@ class Bench:
         )
         percentiles = summary["slo"]["percentile_s"]
         cost = summary["cost"] or {}
+        tpot = (summary["latency"]["tpot_s"] or {}).get("p50")
         return Probe(
             rate, copies, seed, meets, fraction, summary["stability"]["verdict"], why, percentiles,
             _slack(summary, percentiles), summary["slo"]["attainment"], summary["goodput_request_per_s"],
             cost.get("usd_per_hour"), cost.get("usd_per_million_output_tokens"), said.constraint,
             " ".join(said.evidence), " ".join(said.next_steps), len(result.trace), cpu_s,
+            summary["throughput"]["output_tokens_per_s"], 1.0 / tpot if tpot else None,
         )  # fmt: skip
+
+
+def _as_row(probe: Probe) -> Row:
+    """JSON has no infinity: a slack that is none is null."""
+    row = {field.name: getattr(probe, field.name) for field in fields(probe) if field.name != "key"}
+    return row | {"slack": None if probe.slack == math.inf else probe.slack}
+
+
+def _from_row(row: Row) -> Probe:
+    return Probe(**row | {"slack": math.inf if row["slack"] is None else row["slack"]})
 
 
 def _at(trace: Trace, fraction: float) -> float:

@@ -14,8 +14,9 @@ from simulator import __version__
 from simulator.planning import answer as words
 from simulator.planning.capacity import t_half_width
 from simulator.planning.load import short
+from simulator.planning.outcome import Answer, Outcome
+from simulator.planning.pictures import BEST
 from simulator.planning.probe import Probe
-from simulator.planning.solve import BEST, Answer, Outcome
 from simulator.report import html
 from simulator.report.svg import Limit, Series, line_chart, number
 from simulator.report.words import accuracy

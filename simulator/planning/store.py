@@ -1,4 +1,5 @@
-"""Where a sweep's rows go as they come: one line of JSON each, so that a kill loses at most the line being written."""
+"""Where rows of a sweep or a plan go as they come: one line of JSON each, so that a kill loses at most the line being
+written."""
 
 from __future__ import annotations
 
@@ -20,18 +21,20 @@ Row = dict[str, Any]
 class Store:
     """``DIR/runs.jsonl``: rows by their ``key``, appended and synced one by one."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kind: str = "sweep") -> None:
         """Opens, or makes, the store; what was being written when an earlier process died is cut off.
 
-        Raises UserError: the folder holds something else, another process writes to it, or it cannot be written.
+        kind: whose rows they are, for what is said of errors. Raises UserError: the folder holds something else,
+        another process writes to it, or it cannot be written.
         """
-        self.folder, path = folder, folder / NAME
+        self.folder, self.kind = folder, kind
+        self.path = path = folder / NAME
         try:
             if folder.exists() and not path.exists() and (not folder.is_dir() or any(folder.iterdir())):
                 raise UserError(
-                    "holds something that is not a sweep's results.",
+                    f"holds something that is not a {kind}'s results.",
                     where=str(folder),
-                    remedy="Choose a new or empty folder, or that of the same sweep to go on with it.",
+                    remedy=f"Choose a new or empty folder, or that of the same {kind} to go on with it.",
                 )
             folder.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a+b")
@@ -52,7 +55,8 @@ class Store:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             remedy = "Wait for it, or choose another folder."
-            raise UserError("another sweep writes to this folder.", where=str(self.folder), remedy=remedy) from None
+            message = f"another {self.kind} writes to this folder."
+            raise UserError(message, where=str(self.folder), remedy=remedy) from None
 
     def _read(self) -> dict[str, Row]:
         self._file.seek(0)
@@ -66,7 +70,7 @@ class Store:
                 rows[row["key"]] = row
             except (ValueError, KeyError, TypeError):
                 where = f"{self.folder / NAME}:{number}"
-                raise UserError("is not a row of a sweep.", where=where, remedy="Remove the line.") from None
+                raise UserError(f"is not a row of a {self.kind}.", where=where, remedy="Remove the line.") from None
             whole += len(line)
         self._file.truncate(whole)
         return rows

@@ -3,6 +3,10 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,6 +157,37 @@ def test_infeasible_says_why(tmp_path: Path) -> None:
         read_plan(plan_file(tmp_path, more="rate: 4000\nmax_gpus: 3", space="{hardware.gpu: [L4]}")), pictures=False
     )
     assert budget.outcomes[0].pruned_by == "throughput bound" and "3 allowed" in budget.outcomes[0].reason
+
+
+def test_a_killed_plan_goes_on_without_losing_or_repeating_a_run(tmp_path: Path) -> None:
+    """Killed with SIGKILL in the middle: every run that had ended is on disk, and none of them is made again."""
+    path = plan_file(tmp_path, more="rate: 40\ntop: all\nmax_copies: 3", requests=1000,
+                     space="{engine.max_num_seqs: [2, 4, 8, 16]}")  # fmt: skip
+    folder, whole = tmp_path / "out", tmp_path / "whole"
+    command = [sys.executable, "-m", "simulator.cli", "plan", str(path), "--jobs", "2", "--no-pictures", "--out"]
+    process = subprocess.Popen([*command, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    ledger = folder / "runs.jsonl"
+    until = time.monotonic() + 60
+    while time.monotonic() < until and not (ledger.exists() and ledger.read_bytes().count(b'"probe"') >= 3):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(1.5)  # its processes end within a second
+    kept = ledger.read_bytes()
+    assert kept.endswith(b"\n") and not (folder / "plan.json").exists()
+    with ledger.open("ab") as handle:
+        handle.write(b'{"key": "torn')
+    shown = CliRunner().invoke(app, ["plan", str(path), "--jobs", "1", "--no-pictures", "--out", str(folder)])
+    assert shown.exit_code == 0, shown.stderr
+    assert ledger.read_bytes().startswith(kept)
+    keys = [json.loads(line)["key"] for line in ledger.read_bytes().splitlines()]
+    assert len(keys) == len(set(keys)) > kept.count(b"\n") >= 7  # 4 designs judged, 3 runs
+    again = CliRunner().invoke(app, ["plan", str(path), "--jobs", "1", "--no-pictures", "--out", str(whole)])
+    assert again.exit_code == 0 and again.stdout.replace(str(whole), str(folder)) == shown.stdout
+    assert (whole / "designs.csv").read_bytes() == (folder / "designs.csv").read_bytes()
+    size = ledger.stat().st_size
+    CliRunner().invoke(app, ["plan", str(path), "--jobs", "1", "--no-pictures", "--out", str(folder)])
+    assert ledger.stat().st_size == size  # an answered plan asks for nothing
 
 
 def toy(meets_from: int) -> Callable[[float, int, int], Probe]:

@@ -1,0 +1,76 @@
+"""What became of each design, and the answer they make together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from simulator.planning.capacity import Sustained
+from simulator.planning.load import Design, PlanFile
+from simulator.planning.probe import Probe
+
+State = Literal["ranked", "infeasible", "dominated"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a design."""
+
+    design: Design
+    state: State
+    reason: str
+    pruned_by: str = ""
+    copies: int | None = None
+    gpus: int | None = None
+    usd_per_hour: float | None = None
+    bound: float | None = None
+    cost: float = math.inf  # what is minimised
+    value: float | None = None  # what is maximised (highest-rate)
+    slack: float = math.inf
+    sustained: Sustained | None = None
+    binding: Probe | None = None
+    probes: tuple[Probe, ...] = ()
+
+    @property
+    def order(self) -> tuple[float, float, int]:
+        """The best first."""
+        return (self.cost if self.value is None else -self.value, self.slack, self.design.index)
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a plan is."""
+
+    phase: str
+    finished: int
+    total: int
+    runs: int
+
+
+Progress = Callable[[Status], None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A plan's result: every design's outcome, the ranked ones first and in order."""
+
+    file: PlanFile
+    outcomes: tuple[Outcome, ...]
+    curves: dict[int, tuple[Probe, ...]]  # by design: runs around what the best two sustain
+    slo_runs: tuple[tuple[int, float, float | None], ...]  # (design, factor, cost or rate), None: not within the limits
+    calibration: dict[str, Any]
+    all_probes: tuple[Probe, ...] = field(repr=False, default=())
+
+    @property
+    def ranked(self) -> tuple[Outcome, ...]:
+        return tuple(outcome for outcome in self.outcomes if outcome.state == "ranked")
+
+    @property
+    def best(self) -> Outcome | None:
+        return self.ranked[0] if self.ranked else None
+
+    @property
+    def next_best(self) -> Outcome | None:
+        return self.ranked[1] if len(self.ranked) > 1 else None
