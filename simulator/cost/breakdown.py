@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simulator.core.units import format_bytes, format_seconds
+from simulator.cost.context_parallel import ContextParallelCost
 from simulator.cost.operators import Bound, ChunkSeconds
 from simulator.cost.shapes import AttentionShape, decode_physics, prefill_physics
 from simulator.cost.step import EXACT_TOKENS, GRID_TOKENS, Entry, OperatorCost
@@ -38,9 +39,13 @@ def breakdown(
     step, and time it waits because the CPU is slower.
     """
     sampled = num_decodes + len(chunks) if num_sampled is None else num_sampled
-    tokens = num_decodes + sum(new for new, _ in chunks)
-    rows = _merge(_token_entries(cost, cost.overhead.padded(tokens)))
-    rows += _attention_rows(cost, num_decodes, context, windowed, chunks)
+    if isinstance(cost, ContextParallelCost):
+        tokens = cost.rank_tokens(num_decodes, chunks)
+        attention = _cut_rows(cost, num_decodes, context, chunks)
+    else:
+        tokens = num_decodes + sum(new for new, _ in chunks)
+        attention = _attention_rows(cost, num_decodes, context, windowed, chunks)
+    rows = _merge(_token_entries(cost, cost.overhead.padded(tokens))) + attention
     rows += _merge(cost.sampled_entries(sampled if chunks else num_decodes))
     gpu = sum(row.seconds for row in rows)
     serial = cost.overhead.serial_s(num_decodes + len(chunks))
@@ -96,6 +101,29 @@ def _attention_rows(
             rows.append(_row(cost, f"attention decode ({name})", count, seconds, flops, size))
         if chunks:
             rows.append(_prefill_row(cost, shape, count, name, chunks))
+    return rows
+
+
+def _cut_rows(
+    cost: ContextParallelCost, num_decodes: int, context: int, chunks: Sequence[tuple[int, int]]
+) -> list[Row]:  # fmt: skip
+    """Attention over cut contexts: the share of one rank, and merging the shares of decodes."""
+    rows = []
+    ranks, cut = cost.placed.pcp, cost.placed.context_ranks
+    for shape, count in cost.attention_shapes:
+        if num_decodes:
+            gathered = cost.gathered_shapes[shape]
+            seconds = cost.operators.decode_attention(gathered, num_decodes).at(context / cut)
+            flops, size = decode_physics(gathered, num_decodes, context // cut)
+            rows.append(_row(cost, f"attention decode ({shape.kind})", count, seconds, flops, size))
+            merging = count * cost.exchange_seconds(shape, num_decodes)
+            rows.append(Row("merge partial attention", count, merging, 0.0, 0.0, "network"))
+        if chunks:
+            price = cost.chunk_price(shape)
+            seconds = ranks * cost.operators.prefill_launch(shape) + sum(price(new, old) for new, old in chunks)
+            physics = [prefill_physics(shape, new, old) for new, old in chunks]
+            flops, size = sum(f for f, _ in physics) / ranks, sum(b for _, b in physics)
+            rows.append(_row(cost, f"attention prefill ({shape.kind})", count, seconds, flops, size))
     return rows
 
 

@@ -44,7 +44,7 @@ class MemoryPlan:
     graph_bytes: int
     kv_cache_bytes: int  # num_gpu_blocks x block_bytes
     num_gpu_blocks: int  # one of them is vLLM's null block
-    block_size: int  # tokens per block of the (first) attention group
+    block_size: int  # tokens per block of the (first) attention group, on one rank
     block_bytes: int
     kv_bytes_per_token: float  # of a token every layer still holds, on one GPU
     kv_tokens: int  # what vLLM logs as the size of the cache: max_concurrency x max_model_len
@@ -93,9 +93,12 @@ def memory_plan(
     enforce_eager: bool = False,
     data_parallel_size: int = 1,
     num_redundant_experts: int = 0,
+    prefill_context_parallel_size: int = 1,
+    decode_context_parallel_size: int = 1,
 ) -> MemoryPlan:
     """Memory of a deployment, as vLLM 0.33 finds it (``gpu_worker.determine_available_memory``); of each rank, and the
-    KV cache of each, with ``data_parallel_size``.
+    KV cache of each, with ``data_parallel_size``. With context parallel sizes a request's KV, and a step's prompt
+    tokens, are spread over the ranks: a block holds so many times ``block_size`` tokens.
 
     None for the batch limits means vLLM's defaults on this GPU, 0 for ``max_model_len`` the model's. Raises
     HardwareError when weights and activations exceed the GPU, or one request of ``max_model_len`` the KV cache, by how
@@ -106,6 +109,8 @@ def memory_plan(
         Deployment(
             tp, pp, enable_expert_parallel, dtype, quantization, kv_cache_dtype, data_parallel_size,
             enable_eplb=num_redundant_experts > 0, num_redundant_experts=num_redundant_experts,
+            prefill_context_parallel_size=prefill_context_parallel_size,
+            decode_context_parallel_size=decode_context_parallel_size,
         ),
         gpu_memory_utilization, max_num_batched_tokens, max_num_seqs, block_size, max_model_len,
         num_gpu_blocks_override, async_scheduling, enforce_eager,
@@ -131,15 +136,16 @@ class _Request:
         self._check_arguments()
         model, gpu, placed = self.model, self.gpu, place(self.model, self.gpu, self.deployment)
         tokens, seqs = self._limits()
+        cut = placed.context_ranks
         max_model_len = self.model_len or model.max_model_len
         requested = math.ceil(gpu.memory_bytes * self.utilization)
-        non_torch = NON_TORCH_BYTES + NON_TORCH_PER_GROUP_BYTES * ((placed.tp > 1) + (placed.dp > 1))
+        non_torch = NON_TORCH_BYTES + NON_TORCH_PER_GROUP_BYTES * ((placed.tp > 1) + (placed.dp > 1) + (placed.pcp > 1))
         layout = kv_layout(model, placed.tp, placed.kv_dtype, self.block_size, placed.dtype_bytes)
         best: tuple[int, int, int, int, int] | None = None
         for stage in _stages(model, placed.pp):
             weights = _stage_weights(model, placed, stage)
             graphs = 0 if self.eager else self._graphs(len(stage), tokens, seqs)
-            activation = _peak_activation(model, placed, stage, tokens, seqs)
+            activation = _peak_activation(model, placed, stage, -(-tokens // placed.pcp), seqs)
             available = requested - weights - activation - non_torch - graphs
             block_bytes = layout.block_bytes(stage)
             blocks = available // block_bytes
@@ -159,7 +165,7 @@ class _Request:
                 remedy=f"Give at most {(gpu.memory_bytes - beside) // block_bytes}, or leave it out.",
             )
         batches = max(placed.pp, 2 if self.async_scheduling else 1)
-        per_request = layout.blocks_per_request(max_model_len, batches * tokens)
+        per_request = layout.blocks_per_request(-(-max_model_len // cut), batches * tokens)
         self._check_length(layout, blocks, block_bytes, per_request, max_model_len, batches * tokens)
         concurrency = blocks / per_request
         return MemoryPlan(
@@ -210,7 +216,9 @@ class _Request:
         if blocks - 1 >= per_request:
             return
         missing = (per_request - blocks + 1) * block_bytes
-        fitting = _longest(layout, blocks - 1, max_model_len, in_flight)
+        d = self.deployment
+        cut = d.prefill_context_parallel_size * d.decode_context_parallel_size
+        fitting = min(cut * _longest(layout, blocks - 1, -(-max_model_len // cut), in_flight), max_model_len)
         raise HardwareError(
             f"one request of max_model_len = {max_model_len} tokens needs {per_request} KV blocks, {blocks - 1} are "
             f"usable on {self._placement()}: {format_bytes(missing)} short",
@@ -221,7 +229,9 @@ class _Request:
     def _placement(self) -> str:
         d = self.deployment
         tp, pp, dp = d.tensor_parallel_size, d.pipeline_parallel_size, d.data_parallel_size
-        return f"{tp * pp * dp} x {self.gpu.name} (tp {tp}, pp {pp}{f', dp {dp}' if dp > 1 else ''})"
+        pcp = d.prefill_context_parallel_size
+        sizes = f"tp {tp}, pp {pp}{f', dp {dp}' if dp > 1 else ''}{f', pcp {pcp}' if pcp > 1 else ''}"
+        return f"{tp * pp * dp * pcp} x {self.gpu.name} ({sizes})"
 
     def _remedy(self, max_model_len: int = 0) -> str:
         """What would fit, tried out: shorter requests (0: none would), more ranks, narrower weights."""

@@ -7,12 +7,13 @@ from typing import Literal
 
 from simulator.core.errors import HardwareError, ModelError
 from simulator.hardware.gpu import Gpu
-from simulator.model.architecture import Layer, Model
+from simulator.model.architecture import Attention, Layer, LinearAttention, Model
 from simulator.model.formats import Quantization, weight_format
 from simulator.model.weights import Linear, layer_linears
 
 All2All = Literal["allgather_reducescatter", "deepep_high_throughput", "deepep_low_latency"]
 ALLGATHER: All2All = "allgather_reducescatter"
+ContextLayout = Literal["striped", "contiguous"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,10 @@ class Deployment:
     With ``data_parallel_size`` attention and dense layers are repeated, and the experts are spread over all the ranks,
     which exchange tokens through ``all2all_backend``. ``expert_skew``: Zipf exponent of the experts' popularity.
     ``enable_eplb``: experts are placed by load, with ``num_redundant_experts`` copies. See ``cost/experts.py``.
+
+    Context parallel sizes cut sequences and their KV, see ``cost/context_parallel.py``: over GPUs of their own for
+    prefill, over tensor-parallel ranks for decode. ``context_parallel_masters``: prefill ranks that share the decoding
+    tokens; 0: each computes all of them.
     """
 
     tensor_parallel_size: int = 1
@@ -38,6 +43,10 @@ class Deployment:
     expert_skew: float = 0.0
     enable_eplb: bool = False
     num_redundant_experts: int = 0
+    prefill_context_parallel_size: int = 1
+    decode_context_parallel_size: int = 1
+    context_parallel_layout: ContextLayout = "striped"
+    context_parallel_masters: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +64,19 @@ class Placed:
     skew: float = 0.0
     eplb: bool = False
     redundant: int = 0
+    pcp: int = 1  # prefill context parallel
+    dcp: int = 1  # decode context parallel, inside tp
+    striped: bool = True
+    masters: int = 0
 
     @property
     def num_gpus(self) -> int:
-        return self.tp * self.pp * self.dp
+        return self.tp * self.pp * self.dp * self.pcp
+
+    @property
+    def context_ranks(self) -> int:
+        """Shares that the KV of a request is cut into along its sequence."""
+        return self.pcp * self.dcp
 
     @property
     def expert_ranks(self) -> int:
@@ -105,7 +123,8 @@ def place(model: Model, gpu: Gpu, deployment: Deployment) -> Placed:
     kv = deployment.kv_cache_dtype
     kv = dtype if kv == "auto" else kv
     check_experts(model, deployment)
-    ranks = tp * pp * deployment.data_parallel_size
+    check_context_parallel(model, deployment)
+    ranks = tp * pp * deployment.data_parallel_size * deployment.prefill_context_parallel_size
     if gpu.sliced_from and ranks > 1:
         raise HardwareError(
             f"MIG slices have no links to each other, and {ranks} of {gpu.name} would need them",
@@ -115,7 +134,9 @@ def place(model: Model, gpu: Gpu, deployment: Deployment) -> Placed:
     return Placed(
         tp, pp, deployment.enable_expert_parallel, weight_format(dtype).name, quantization, kv,
         deployment.data_parallel_size, deployment.all2all_backend, deployment.expert_skew, deployment.enable_eplb,
-        deployment.num_redundant_experts,
+        deployment.num_redundant_experts, deployment.prefill_context_parallel_size,
+        deployment.decode_context_parallel_size, deployment.context_parallel_layout == "striped",
+        deployment.context_parallel_masters,
     )  # fmt: skip
 
 
@@ -161,6 +182,41 @@ def check_experts(model: Model, d: Deployment) -> None:
             "enable_eplb does not go with pipeline_parallel_size here",
             where="enable_eplb",
             remedy="Set pipeline_parallel_size: 1.",
+        )
+
+
+def check_context_parallel(model: Model, d: Deployment) -> None:
+    """Raises ModelError when sequences cannot be cut as asked."""
+    pcp, dcp = d.prefill_context_parallel_size, d.decode_context_parallel_size
+    if pcp * dcp == 1:
+        return
+    where = "prefill_context_parallel_size" if pcp > 1 else "decode_context_parallel_size"
+    if d.pipeline_parallel_size > 1 or d.data_parallel_size > 1:
+        raise ModelError(
+            f"{where} does not go with pipeline_parallel_size or data_parallel_size here",
+            where=where,
+            remedy=f"Set both to 1, or {where}: 1.",
+        )
+    if any(isinstance(x.attention, LinearAttention) or x.attention.sliding_window for x in model.layers):
+        raise ModelError(
+            f"{model.name} has layers with a window or a recurrent state, whose KV is not cut along the sequence",
+            where=where,
+            remedy="Use tensor_parallel_size.",
+        )
+    if pcp > 1 and model.is_moe:
+        raise ModelError(
+            f"experts of {model.name} on several prefill context parallel ranks are not modelled",
+            where=where,
+            remedy="Use tensor_parallel_size with decode_context_parallel_size.",
+        )
+    heads = max(x.attention.num_kv_heads if isinstance(x.attention, Attention) else 1 for x in model.layers)
+    copies = max(d.tensor_parallel_size // heads, 1)  # of each KV head
+    if copies % dcp:
+        raise ModelError(
+            f"tensor_parallel_size {d.tensor_parallel_size} keeps {copies} copies of a KV head, which "
+            f"decode_context_parallel_size {dcp} cannot divide among itself",
+            where="decode_context_parallel_size",
+            remedy=f"Set it to a divisor of {copies}, or use prefill_context_parallel_size.",
         )
 
 

@@ -258,7 +258,8 @@ class OperatorCost:
 
     def _decode_entry(self, n: int) -> Decode:
         full, windowed = self._attention_curves(n)
-        gpu = self._by_tokens[self.overhead.padded(n)] + self._by_sampled[n]
+        rows = self._decode_rows(n)
+        gpu = self._by_tokens[self.overhead.padded(rows)] + self._by_sampled[rows]
         floor = self.overhead.floor_s(n, 1 if self.overhead.full_graphs and n <= self._graph_top else self._launches(n))
         serial = self.overhead.serial_s(n)
         tail = self._tail_s(n)
@@ -266,6 +267,10 @@ class OperatorCost:
             return Decode(gpu, 0.0, 0.0, floor, serial, full, windowed, tail)
         gpu += full.base[0] + windowed.base[0]
         return Decode(gpu, full.slope[0], windowed.slope[0], floor, serial, None, None, 0.0)
+
+    def _decode_rows(self, num_decodes: int) -> int:
+        """Tokens of a decode batch that one rank computes."""
+        return num_decodes
 
     def _tail_s(self, n: int) -> float:
         """Contexts clipped to a window are equal, or nearly: those layers have no tail."""

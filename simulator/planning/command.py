@@ -21,6 +21,8 @@ def vllm_serve(model: ModelSpec, engine: EngineSpec, setup: Setup) -> str:
         ("--tensor-parallel-size", engine.tensor_parallel_size),
         ("--pipeline-parallel-size", engine.pipeline_parallel_size),
         ("--data-parallel-size", engine.data_parallel_size),
+        ("--prefill-context-parallel-size", engine.prefill_context_parallel_size),
+        ("--decode-context-parallel-size", engine.decode_context_parallel_size),
     ):
         words += [flag, str(size)] if size > 1 else []
     words += ["--max-model-len", str(setup.args.max_model_len), "--max-num-seqs", str(setup.args.max_num_seqs)]

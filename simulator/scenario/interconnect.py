@@ -56,7 +56,7 @@ def topology(network: NetworkSpec | None, groups: Sequence[Group], engines: Sequ
 def _slots(groups: Sequence[Group], engines: Sequence[Engine]) -> Iterator[Slot]:
     for group, engine in zip(groups, engines, strict=True):
         for _ in range(group.count):
-            yield Slot(engine.gpu, group.name, engine.placed.tp, engine.placed.pp)
+            yield Slot(engine.gpu, group.name, engine.placed.tp * engine.placed.pcp, engine.placed.pp)
 
 
 def check(plan: ClusterPlan) -> None:

@@ -27,6 +27,8 @@ class EngineArgs:
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     data_parallel_size: int = 1  # ranks with schedulers and KV caches of their own that share experts
+    prefill_context_parallel_size: int = 1  # GPUs that share each prompt's tokens and the KV of requests
+    decode_context_parallel_size: int = 1  # tensor-parallel ranks that share the KV of requests
     enable_eplb: bool = False
     eplb_step_interval: int = 3000  # steps
     options: Mapping[str, object] = field(default_factory=dict)  # the policy's own
