@@ -30,9 +30,9 @@ from simulator.scenario.engine import EngineSpec, ModelSpec
 from simulator.scenario.front import front_plan
 from simulator.scenario.life import Kind, build_life
 from simulator.scenario.load import at, within
-from simulator.scenario.workload import Transform, Workload
+from simulator.scenario.transforms import transformed
+from simulator.scenario.workload import Workload
 from simulator.scheduling import POLICIES, EngineArgs, resolve
-from traces import models, transforms
 from traces.formats import read_trace
 from traces.generate import Generators, generate, synthesize
 from traces.trace import Trace
@@ -127,9 +127,7 @@ def build(scenario: Scenario) -> Setup:
         num_gpus=memory.num_gpus,
         memory=memory,
         num_gpu_blocks=engine_blocks(memory, args.block_size),
-        args=replace(
-            args, max_model_len=memory.max_model_len, block_size=args.block_size * cost.placed.context_ranks
-        ),
+        args=replace(args, max_model_len=memory.max_model_len, block_size=args.block_size * cost.placed.context_ranks),
         cost=cost,
         calibration=calibration,
         slo=build_slo(scenario.slo),
@@ -313,36 +311,8 @@ def make_trace(workload: Workload, seed: int) -> Trace:
     trace = _source(workload, seed)
     for index, step in enumerate(workload.transforms):
         with at(f"workload.transforms.{index}"):
-            trace = _transformed(trace, step, seed, index)
+            trace = transformed(trace, step, streams(seed), index)
     return trace
-
-
-def _transformed(trace: Trace, step: Transform, seed: int, index: int) -> Trace:
-    if step.scale_rate is not None:
-        return transforms.scale_rate(trace, step.scale_rate)
-    if step.to_rate is not None:
-        return transforms.to_rate(trace, step.to_rate)
-    if step.arrivals is not None:
-        rng = streams(seed).stream(f"transforms.{index}.arrivals")
-        return transforms.with_arrivals(trace, step.arrivals.build(), rng)
-    if step.window is not None:
-        return transforms.window(trace, step.window.start_s, step.window.end_s)
-    if step.sample is not None:
-        return transforms.sample(trace, step.sample, streams(seed).stream(f"transforms.{index}.sample"))
-    if step.repeat is not None:
-        return transforms.repeat(trace, step.repeat)
-    if step.clip is not None:
-        limits = step.clip
-        return transforms.clip_lengths(
-            trace, max_prompt_tokens=limits.max_prompt_tokens, max_output_tokens=limits.max_output_tokens
-        )
-    if step.cascade is not None:
-        rng, chain = streams(seed).stream(f"transforms.{index}.cascade"), step.cascade
-        return models.cascade(trace, chain.models, chain.stop, rng, scorer_s=chain.scorer_s)
-    if step.choose_model is not None:
-        rng, chosen = streams(seed).stream(f"transforms.{index}.choose_model"), step.choose_model
-        return models.choose_model(trace, chosen.strong, chosen.weak, chosen.strong_share, rng)
-    return trace.head(step.head or len(trace))
 
 
 def _source(workload: Workload, seed: int) -> Trace:

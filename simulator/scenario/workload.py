@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from simulator.scenario.spec import (
     Count,
     Fraction,
     Name,
+    NonNegativeNumber,
     Positive,
     PositiveNumber,
     PositiveSeconds,
@@ -102,6 +103,16 @@ class ChooseModel:
 
 
 @spec
+class Tenants:
+    """Who a conversation (or request, where there are none) belongs to."""
+
+    count: Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
+    """Tenants."""
+    zipf: NonNegativeNumber = 0.0
+    """Their popularity: rank to the power of minus this."""
+
+
+@spec
 class Transform:
     """One change of the trace. Exactly one field is set; transforms apply in the order they are listed."""
 
@@ -125,6 +136,10 @@ class Transform:
     """Ask one model after the other."""
     choose_model: ChooseModel | None = None
     """Ask a strong or a weak model."""
+    tenants: Annotated[Tenants, Shorthand("count", number=True)] | None = None
+    """Draw tenants. A plain number is how many."""
+    cache_salt: Literal["tenant", "session"] | None = None
+    """Requests hit the prefix cache's blocks of their own tenant (or conversation) only, as with vLLM's cache_salt."""
 
     def __post_init__(self) -> None:
         given = [f.name for f in fields(self) if getattr(self, f.name) is not None]
