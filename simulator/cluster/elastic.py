@@ -69,3 +69,9 @@ class LifePlan:
     scaling: ScalingPlan | None = None
     faults: tuple[FaultPlan, ...] = ()
     queue_timeout_s: float = 600.0
+
+    @property
+    def migrates(self) -> bool:
+        """Whether requests take their KV along when their replica has to go."""
+        drains = [fault.recovery for fault in self.faults] + ([self.scaling.drain] if self.scaling is not None else [])
+        return "migrate" in drains

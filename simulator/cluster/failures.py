@@ -7,7 +7,8 @@ from math import inf
 
 from simulator.cluster.clock import TRANSFER
 from simulator.cluster.elastic import FaultPlan
-from simulator.cluster.lifecycle import Life, Lifecycle, State
+from simulator.cluster.life import Life, State
+from simulator.cluster.lifecycle import Lifecycle
 from simulator.core.random import Streams
 from simulator.faults import FAULTS, Change, Faults, Loss, Surroundings
 
@@ -28,7 +29,7 @@ class Failures:
     def begin(self) -> None:
         """Nodes that are there when the simulation starts."""
         for group in {change.group for change in self._changes}:
-            self._lifecycle.nodes[group] = {}
+            self._lifecycle.places.nodes[group] = {}
         self._change(0.0)
 
     def _started(self, life: Life) -> None:
@@ -60,7 +61,7 @@ class Failures:
                     self._wait(change.time - change.warning_s)
                 return
             self._next += 1
-            nodes = lifecycle.nodes[change.group]
+            nodes = lifecycle.places.nodes[change.group]
             assert nodes is not None
             if change.up:
                 nodes[change.node] = None

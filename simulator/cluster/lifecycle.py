@@ -1,7 +1,7 @@
 """Replicas that start, become ready, drain and stop.
 
-A *place* (slot) is room for one replica of a group: its GPUs. Routers and the ``Fleet`` number places; records number
-lives, which are never reused: the second replica in a place is another row of ``SimulationRecords.replicas``.
+Routers and the ``Fleet`` number places; records number lives, which are never reused: the second replica in a place is
+another row of ``SimulationRecords.replicas``.
 
 ::
 
@@ -16,97 +16,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from enum import Enum, auto
 from math import inf
-from typing import Any
 
 from simulator.cluster.cache_events import CacheEvents
 from simulator.cluster.candidates import Candidates
 from simulator.cluster.clock import TRANSFER, Clock
-from simulator.cluster.dispatcher import Dispatcher
+from simulator.cluster.dispatcher import Finished
 from simulator.cluster.elastic import LifePlan, Recovery
+from simulator.cluster.life import Life, State
+from simulator.cluster.places import Places
 from simulator.cluster.plan import Group
 from simulator.cluster.replica import Replica
 from simulator.cluster.transfers import Turnstile
+from simulator.cluster.ways import Lost, Move, Traveller, Ways
 from simulator.core.errors import ScenarioError
 from simulator.replica.moves import evacuate
 from simulator.replica.recorder import Columns
-from simulator.replica.records import ClusterEvent, ReplicaRecord, Status, TransferRecords
+from simulator.replica.records import ClusterEvent, ReplicaRecord, Status
 from simulator.routing import Fleet
 from simulator.routing.prefix_index import PrefixIndex
 from simulator.scheduling.request import Request
 
 MOST_LIVES = 32_000  # records number replicas in 16 bits
-Finished = Callable[[Request, float], None]
+FIRST = -1_000_000  # before all rows: what becomes of replicas is settled before what becomes of requests
 Build = Callable[[int, Finished], Replica]  # (place, told of every finish) -> a new replica
-Move = Callable[["Life", float], bool]  # (replica that drains, time) -> done
-
-
-class State(Enum):
-    STARTING = auto()
-    READY = auto()
-    DRAINING = auto()
-    DEAD = auto()
-    STOPPED = auto()
-
-
-class Life:
-    """One replica from start to stop."""
-
-    __slots__ = (
-        "caches",
-        "coming",
-        "deadline",
-        "group",
-        "node",
-        "ready",
-        "replica",
-        "sending",
-        "slot",
-        "started",
-        "state",
-        "stopped",
-        "why",
-    )
-
-    def __init__(self, group: int, slot: int, started: float) -> None:
-        self.group = group
-        self.slot = slot
-        self.started = started
-        self.ready = inf
-        self.stopped = inf
-        self.deadline = inf  # s, when it is cut if it still drains
-        self.state = State.STARTING
-        self.why = ""
-        self.node = ""
-        self.replica: Replica
-        self.caches: CacheEvents | None = None
-        self.coming: list[Any] = []  # requests on their way to it with their KV
-        self.sending = False  # KV of its requests is on its way elsewhere
-
-    @property
-    def index(self) -> int:
-        return self.replica.index
-
-
-class Grave:
-    """In the place of a replica that has failed while the router does not know: what is sent there is lost."""
-
-    def __init__(self) -> None:
-        self.received: list[Request] = []
-
-    def receive(self, request: Request, now: float) -> None:
-        del now
-        self.received.append(request)
-
-
-def _nothing() -> None:
-    return None
-
-
-def _nobody(life: Life) -> list[Request]:
-    del life
-    return []
 
 
 class Lifecycle:
@@ -117,42 +50,37 @@ class Lifecycle:
         clock: Clock,
         plan: LifePlan,
         groups: Sequence[Group],
-        member: Sequence[int],
+        places: Places,
         *,
         build: Build,
-        dispatcher: Dispatcher,
+        ways: Ways,
         candidates: Candidates,
         fleet: Fleet,
         columns: Columns,
         blocks: PrefixIndex | None,
         pass_on: Finished | None,
         endless: bool,
+        turnstile: Turnstile | None = None,
     ) -> None:
-        """member: group of each place. blocks: index of the prefix caches, where the router wants one.
-        pass_on: told of requests that have failed. endless: goes on when every request has ended, to a horizon.
+        """blocks: index of the prefix caches, where the router wants one. pass_on: told of requests that have failed.
+        endless: goes on when every request has ended, to a horizon. turnstile: of others who act on the engines.
         """
-        self.clock, self.plan, self.groups = clock, plan, groups
-        self._member = member
-        self._build = build
-        self.dispatcher, self._candidates, self._fleet, self.columns = dispatcher, candidates, fleet, columns
+        self.clock, self.plan, self.groups, self.places = clock, plan, groups, places
+        self._build, self.ways = build, ways
+        self._candidates, self._fleet, self.columns = candidates, fleet, columns
         self._blocks = blocks
         self._pass_on, self._endless = pass_on, endless
         self._first = 0  # rows before this one have ended
-        self._turnstile = Turnstile(clock)
+        self._turnstile = turnstile or Turnstile(clock)
         self.lives: list[Life] = []
         self.events: list[ClusterEvent] = []
         self.target = [life.initial for life in plan.groups]
-        self.nodes: list[dict[str, Life | None] | None] = [None] * len(groups)  # those of a group that has a plan
-        self._kept: set[int | str] = set()  # places, or nodes of a plan, that have loaded the weights
-        self._down = [0] * len(groups)  # places that cannot be taken
-        self._here: list[Life | None] = [None] * len(member)
         self.attempts: Counter[int] = Counter()  # rows -> times that a fault lost them
         self.max_attempts = max((fault.max_attempts for fault in plan.faults), default=10)
         self.on_start: list[Callable[[Life], None]] = []  # told of every replica that starts
+        self.travellers: list[Traveller] = []
         self.move: Move | None = None  # takes the requests of a replica elsewhere with their KV
-        self.transfers: Callable[[], TransferRecords | None] = _nothing
-        self.call_back: Callable[[Life], list[Request]] = _nobody  # those that are on their way to one that goes
-        for slot in range(len(member)):
+        for slot in range(len(places)):
             candidates.set_open(slot, is_open=False)
 
     # -- for the cluster -----------------------------------------------------------------------------------
@@ -160,20 +88,10 @@ class Lifecycle:
     def open(self) -> None:
         """The replicas that are there when the simulation starts are ready."""
         for group, life in enumerate(self.plan.groups):
-            for _ in range(min(life.initial, self.capacity(group))):
+            for _ in range(min(life.initial, self.places.capacity(group))):
                 started = self._start(group, 0.0)
                 if started is not None:
                     self._ready(started, 0.0)
-
-    def alive(self, group: int, *states: State) -> list[Life]:
-        """Replicas of a group in these states, by place."""
-        return [life for life in self._here if life is not None and life.group == group and life.state in states]
-
-    def capacity(self, group: int) -> int:
-        """Replicas that there is room for now."""
-        nodes = self.nodes[group]
-        room = self.plan.groups[group].max_replicas - self._down[group]
-        return room if nodes is None else min(room, len(nodes))
 
     def set_target(self, group: int, replicas: int, now: float) -> None:
         """So many replicas are wanted from now on."""
@@ -191,21 +109,18 @@ class Lifecycle:
             return
         self._take_capacity(life.group, down_s, now)
         self.say(now, "failure", life.index, f"{self.groups[life.group].name}: back after {down_s:.0f} s")
-        starting = life.state is State.STARTING
         life.why = "failed"
-        if starting:
+        if life.state is State.STARTING:
             self._stop(life, now)
             return
         life.state = State.DEAD
-        grave = Grave()
-        if self._candidates.is_open(life.slot):
-            self.dispatcher.replicas[life.slot] = grave
+        self.ways.shut(life)
 
         def strike(time: float) -> bool:
-            lost = evacuate(life.replica.engine) + self.call_back(life)
+            lost = self._lose(life, time)
             life.stopped = max(time, life.replica.engine.busy_until)
             known = max(life.stopped, now + detection_s)
-            self._turnstile.then(life.slot, lambda at: self._bury(life, lost + grave.received, at), known)
+            self.later(life, lambda at: self._bury(life, lost, at), known)
             return True
 
         life.replica.at_next_step(strike, now)
@@ -237,7 +152,7 @@ class Lifecycle:
             if self._pass_on is not None:
                 self._pass_on(request, now)
         else:
-            self.dispatcher.route(request, now)
+            self.ways.route(request, now)
 
     def say(self, now: float, kind: str, replica: int, text: str = "") -> None:
         self.events.append(ClusterEvent(now, kind, replica, text))
@@ -253,14 +168,33 @@ class Lifecycle:
         self._first = first
         return first == len(status)
 
+    # -- for those who move requests -----------------------------------------------------------------------
+
+    def later(self, life: Life, action: Callable[[float], None], after: float) -> None:
+        """Right after ``after``, in an order that does not depend on how the engines were woken."""
+        self._turnstile.then(FIRST + life.slot, action, after)
+
+    def again(self, lost: Lost, now: float) -> None:
+        """These are lost where they were."""
+        for life, request in lost:
+            self.ways.left(life, request)
+            self.gone(request, now)
+
+    def empty_now(self, life: Life, now: float) -> None:
+        """Its last request may have left."""
+        if life.state is State.DRAINING:
+            life.replica.engine.settle(now)
+            if self._empty(life):
+                self._stop(life, now)
+
     # -- the way of a replica ----------------------------------------------------------------------------------
 
     def _reconcile(self, group: int, now: float) -> None:
         """Start or drain replicas until there are as many as wanted, as far as there is room."""
         if self.over:
             return
-        wanted = min(self.target[group], self.capacity(group))
-        here = self.alive(group, State.STARTING, State.READY)
+        wanted = min(self.target[group], self.places.capacity(group))
+        here = self.places.alive(group, State.STARTING, State.READY)
         for _ in range(wanted - len(here)):
             life = self._start(group, now)
             if life is None:
@@ -270,14 +204,18 @@ class Lifecycle:
         excess = len(here) - wanted
         if excess > 0:
             here.sort(key=lambda life: (life.state is State.READY, self._load(life, now), -life.index))
-            scaling = self.plan.scaling
             for life in here[:excess]:
-                life.why = "scaled in"
-                if life.state is State.STARTING:
-                    self._stop(life, now)
-                else:
-                    timeout = inf if scaling is None else scaling.drain_timeout_s
-                    self._drain(life, now, "finish" if scaling is None else scaling.drain, now + timeout)
+                self._scale_in(life, now)
+
+    def _scale_in(self, life: Life, now: float) -> None:
+        life.why = "scaled in"
+        scaling = self.plan.scaling
+        if life.state is State.STARTING:
+            self._stop(life, now)
+        elif scaling is None:
+            self._drain(life, now, "finish", inf)
+        else:
+            self._drain(life, now, scaling.drain, now + scaling.drain_timeout_s)
 
     def _load(self, life: Life, now: float) -> int:
         life.replica.engine.settle(now)
@@ -286,39 +224,29 @@ class Lifecycle:
 
     def _start(self, group: int, now: float) -> Life | None:
         """Take a free place; None: there is none."""
-        slots = [s for s, g in enumerate(self._member) if g == group and self._here[s] is None]
-        nodes = self.nodes[group]
-        names = [""] if nodes is None else [name for name, life in nodes.items() if life is None]
-        if not slots or not names:
+        life = self.places.take(group, now)
+        if life is None:
             return None
         if len(self.lives) >= MOST_LIVES:
             raise ScenarioError(
                 f"more than {MOST_LIVES:,} replicas have started in {now:,.0f} s.",
                 remedy="Let them live longer: rarer faults, a slower autoscaler, or a cold start shorter than a life.",
             )
-        slot = next((s for s in slots if s in self._kept), slots[0])  # where the weights are, if anywhere
-        node = next((name for name in names if name in self._kept), names[0])
-        life = Life(group, slot, now)
-
-        told = self.dispatcher.told_on(slot)
+        told = self.ways.told_on(life.slot)
 
         def finished(request: Request, time: float) -> None:
             told(request, time)
             if life.state is State.DRAINING and self._empty(life):
                 self._stop(life, time)
 
-        life.replica = self._build(slot, finished)
-        life.node = node
-        if nodes is not None:
-            nodes[node] = life
-        self._here[slot] = life
+        life.replica = self._build(life.slot, finished)
         self.lives.append(life)
         return life
 
     def _warm_up(self, life: Life, now: float) -> None:
         self.say(now, "start", life.index, self.groups[life.group].name)
         plan = self.plan.groups[life.group]
-        kept = plan.warm_start_s is not None and (life.node or life.slot) in self._kept
+        kept = plan.warm_start_s is not None and self.places.is_warm(life)
         at = now + (plan.warm_start_s if kept and plan.warm_start_s is not None else plan.cold_start_s)
         self.clock.at(at, TRANSFER, lambda _: self._ready(life, at))
         for told in self.on_start:
@@ -328,9 +256,9 @@ class Lifecycle:
         if life.state is not State.STARTING or self.over:
             return  # it was stopped meanwhile
         life.state, life.ready = State.READY, now
-        self._kept.add(life.node or life.slot)
+        self.places.loaded(life)
         slot, fleet = life.slot, self._fleet
-        self.dispatcher.replicas[slot] = life.replica
+        self.ways.opened(life, now)
         fleet.waiting[slot] = fleet.running[slot] = 0
         fleet.free_blocks[slot] = fleet.num_blocks[slot]
         if self._blocks is not None:
@@ -343,7 +271,7 @@ class Lifecycle:
         else:
             for told in self.on_start:
                 told(life)
-        self.dispatcher.flush(now)
+        self.ways.flush(now)
 
     def _drain(self, life: Life, now: float, how: Recovery, deadline: float) -> None:
         """No new requests; those it has are finished, computed again or moved, at the latest by ``deadline``."""
@@ -372,70 +300,55 @@ class Lifecycle:
         def cut(time: float) -> bool:
             if life.state is not State.DRAINING:
                 return True
-            lost = evacuate(life.replica.engine) + self.call_back(life)
+            self.ways.shut(life)
+            lost = self._lose(life, time)
             end = max(time, life.replica.engine.busy_until)
             if life.state is State.DRAINING:  # else the last one that ended has stopped it
                 self._stop(life, end)
-            self._turnstile.then(life.slot, lambda at: self.again(life, lost, at), end)
+            self.later(life, lambda at: self.again(lost + self.ways.buried(life, at), at), end)
             return True
 
         life.replica.at_next_step(cut, now)
 
-    def empty_now(self, life: Life, now: float) -> None:
-        """Its last request may have left."""
-        if life.state is State.DRAINING:
-            life.replica.engine.settle(now)
-            if self._empty(life):
-                self._stop(life, now)
+    def _lose(self, life: Life, time: float) -> Lost:
+        """Between two steps: everybody is lost, and so is who was on the way. The list may still grow until the end of
+        the step in flight."""
+        engine = life.replica.engine
+        lost = [(life, request) for request in evacuate(engine)]
+        for traveller in self.travellers:
+            traveller.strand(life, max(time, engine.busy_until), lost)
+        return lost
 
-    def later(self, life: Life, action: Callable[[float], None], after: float) -> None:
-        """Right after ``after``, in an order that does not depend on how the engines were woken."""
-        self._turnstile.then(life.slot, action, after)
-
-    def at(self, slot: int) -> Life | None:
-        """The replica in a place."""
-        return self._here[slot]
-
-    def again(self, life: Life, lost: Sequence[Request], now: float) -> None:
-        for request in lost:
-            self.dispatcher.left(life.slot, request)
-            self.gone(request, now)
-
-    def _bury(self, life: Life, lost: Sequence[Request], now: float) -> None:
+    def _bury(self, life: Life, lost: Lost, now: float) -> None:
         """The router knows that a replica has failed."""
         self._stop(life, life.stopped)
-        self.again(life, lost, now)
+        self.again(lost + self.ways.buried(life, now), now)
         self._reconcile(life.group, now)
 
     def _stop(self, life: Life, now: float) -> None:
         """Its GPUs are given back and its place is free."""
         life.state, life.stopped = State.STOPPED, now
-        slot = life.slot
-        if self._candidates.is_open(slot):
-            self._candidates.set_open(slot, is_open=False)
-        self._here[slot] = None
+        if self._candidates.is_open(life.slot):
+            self._candidates.set_open(life.slot, is_open=False)
         if self._blocks is not None and life.caches is not None:
             life.caches.forget()
-        nodes = self.nodes[life.group]
-        if nodes is not None and nodes.get(life.node) is life:
-            nodes[life.node] = None
-        if life.why != "scaled in":
-            self._kept.discard(life.node or slot)  # what comes back is another node
+        self.places.leave(life)
         self.say(now, "stop", life.index, life.why)
-        self._turnstile.then(life.slot, lambda at: self._reconcile(life.group, at), max(now, float(self.clock.now)))
+        self.later(life, lambda at: self._reconcile(life.group, at), max(now, float(self.clock.now)))
 
     def _empty(self, life: Life) -> bool:
         state = life.replica.engine.state
-        return not (life.coming or life.sending or len(state.waiting) or state.running or state.swapped or state.kept)
+        here = len(state.waiting) or state.running or state.swapped or state.kept
+        return not here and not any(traveller.holds(life) for traveller in self.travellers)
 
     def _take_capacity(self, group: int, seconds: float, now: float) -> None:
         """Room for one replica less, for so long."""
-        if self.nodes[group] is not None or seconds <= 0:
+        if self.places.nodes[group] is not None or seconds <= 0:
             return
-        self._down[group] += 1
+        self.places.change(group, -1)
 
         def back(_: object) -> None:
-            self._down[group] -= 1
+            self.places.change(group, 1)
             self._reconcile(group, now + seconds)
 
         if seconds < inf:
@@ -445,14 +358,13 @@ class Lifecycle:
 
     def answering(self) -> Iterator[tuple[int, Replica]]:
         """(place, replica) of those that report their queues."""
-        for life in self._here:
-            if life is not None and life.state in {State.READY, State.DRAINING}:
-                yield life.slot, life.replica
+        for life in self.places.everybody(State.READY, State.DRAINING):
+            yield life.slot, life.replica
 
     def caches(self) -> Iterator[CacheEvents]:
         """What has changed in their prefix caches."""
-        for life in self._here:
-            if life is not None and life.caches is not None and life.state in {State.READY, State.DRAINING}:
+        for life in self.places.everybody(State.READY, State.DRAINING):
+            if life.caches is not None:
                 yield life.caches
 
     def records(self) -> tuple[ReplicaRecord, ...]:

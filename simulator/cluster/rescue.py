@@ -9,6 +9,7 @@ replica with most free blocks, and the blocks are taken when the KV has arrived.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +17,10 @@ import numpy as np
 
 from simulator.cluster.candidates import Candidates
 from simulator.cluster.clock import TRANSFER
-from simulator.cluster.lifecycle import Life, Lifecycle, State
+from simulator.cluster.dispatcher import Dispatcher
+from simulator.cluster.life import Life, State
+from simulator.cluster.lifecycle import Lifecycle
+from simulator.cluster.ways import Lost
 from simulator.core.errors import ScenarioError
 from simulator.replica.moves import elsewhere, evacuate, land, take_out
 from simulator.replica.records import TransferRecords
@@ -42,10 +46,13 @@ class Flight:
 class Rescue:
     """Moves requests with their KV."""
 
-    def __init__(self, lifecycle: Lifecycle, candidates: Candidates) -> None:
-        """Raises ScenarioError when a group's requests cannot move."""
+    def __init__(self, lifecycle: Lifecycle, candidates: Candidates, dispatcher: Dispatcher) -> None:
+        """candidates, dispatcher: of who could go on with them. Raises ScenarioError when requests cannot move."""
         self._lifecycle, self._candidates, self._columns = lifecycle, candidates, lifecycle.columns
+        self._dispatcher = dispatcher
         self._flights: list[Flight] = []
+        self._coming: dict[Life, list[Flight]] = defaultdict(list)  # on their way to a replica
+        self._sending: set[Life] = set()  # KV of their requests is on its way elsewhere
         for group in lifecycle.groups:
             policy = group.args.policy
             if group.kv is None:
@@ -56,7 +63,8 @@ class Rescue:
                     "from elsewhere does not pass.",
                     remedy="Use engine policy vllm, sarathi or fastgen, or another recovery than migrate.",
                 )
-        lifecycle.move, lifecycle.call_back, lifecycle.transfers = self.move, self.call_back, self.records
+        lifecycle.move = self.move
+        lifecycle.travellers.append(self)
 
     def move(self, life: Life, time: float) -> bool:
         """Between two steps of a replica that drains: everybody leaves."""
@@ -77,44 +85,45 @@ class Rescue:
             moved.target = min(moved.target, computed)
             flights.append(Flight(request, moved, life, size, free, free + size / network, last_token))
             free += size / network
-        life.sending = True
-        lost = evacuate(engine) + self.call_back(life)
+        self._sending.add(life)
+        lost = [(life, request) for request in evacuate(engine)]
+        self.strand(life, begun, lost)
         self._lifecycle.later(life, partial(self._leave, life, flights, lost, free), begun)
         return True
 
-    def _leave(self, life: Life, flights: list[Flight], lost: list[Request], until: float, now: float) -> None:
+    def _leave(self, life: Life, flights: list[Flight], lost: Lost, until: float, now: float) -> None:
         lifecycle = self._lifecycle
         for flight in flights:
-            lifecycle.dispatcher.left(life.slot, flight.request)
+            lifecycle.ways.left(life, flight.request)
             target = self._target(flight.moved, now)
             if target is None:
                 lifecycle.gone(self._again(flight), now)
                 continue
             flight.target = target
-            target.coming.append(flight)
-            lifecycle.dispatcher.joined(target.slot, flight.moved)
+            self._coming[target].append(flight)
+            self._dispatcher.joined(target.slot, flight.moved)
             self._flights.append(flight)
             at = max(flight.end, now)
             lifecycle.clock.at(at, TRANSFER, partial(self._arrived, flight, at))
-        lifecycle.again(life, lost, now)
+        lifecycle.again(lost, now)
         at = max(until, now)
         lifecycle.clock.at(at, TRANSFER, lambda _: self._sent(life, at))
 
     def _sent(self, life: Life, now: float) -> None:
-        life.sending = False
+        self._sending.discard(life)
         self._lifecycle.empty_now(life, now)
 
     def _target(self, request: Request, now: float) -> Life | None:
         """The open replica that could serve it with most blocks free, less those of requests that are on their way."""
         best, most = None, -1
         for slot in self._candidates.of(request.row).tolist():
-            life = self._lifecycle.at(slot)
+            life = self._lifecycle.places.at(slot)
             if life is None or life.state is not State.READY:
                 continue
             life.replica.engine.settle(now)
             state = life.replica.engine.state
             size = state.block_size
-            free = state.pool.free - sum(-(-flight.moved.computed // size) for flight in life.coming)
+            free = state.pool.free - sum(-(-flight.moved.computed // size) for flight in self._coming[life])
             if free >= -(-request.computed // size) and free > most:
                 best, most = life, free
         return best
@@ -125,8 +134,8 @@ class Rescue:
         if flight.over:
             return
         if flight.source.why == "failed":  # it did not live to send everything
-            target.coming.remove(flight)
-            self._lifecycle.again(target, [self._again(flight)], now)
+            self._coming[target].remove(flight)
+            self._lifecycle.again([(target, self._again(flight))], now)
             self._lifecycle.empty_now(target, now)
             return
         target.replica.at_next_step(partial(self._land, flight), now)
@@ -148,13 +157,16 @@ class Rescue:
         assert landed
         self._columns.replica[moved.row] = target.replica.index
         flight.over = True
-        target.coming.remove(flight)
+        self._coming[target].remove(flight)
         return True
 
-    def call_back(self, life: Life) -> list[Request]:
+    def strand(self, life: Life, end: float, lost: Lost) -> None:
         """A replica goes while requests are on their way to it: they are computed again."""
-        flights, life.coming = life.coming, []
-        return [self._again(flight) for flight in flights]
+        del end
+        lost.extend((life, self._again(flight)) for flight in self._coming.pop(life, ()))
+
+    def holds(self, life: Life) -> bool:
+        return bool(self._coming.get(life)) or life in self._sending
 
     def _again(self, flight: Flight) -> Request:
         """Its KV is lost: prompt and streamed tokens are computed again."""

@@ -2,47 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from simulator.cluster.candidates import Candidates
 from simulator.cluster.clock import TRANSFER
+from simulator.cluster.dispatcher import Dispatcher
 from simulator.cluster.elastic import ScalingPlan
-from simulator.cluster.failures import Failures
-from simulator.cluster.lifecycle import Lifecycle, State
-from simulator.cluster.rescue import Rescue
+from simulator.cluster.life import State
+from simulator.cluster.lifecycle import Lifecycle
 from simulator.core.errors import PolicyError
-from simulator.core.random import Streams
 from simulator.scaling import SCALERS, GroupFacts, GroupView, Scaler, Surroundings, View
 from simulator.scheduling.request import Request
-
-
-def set_going(lifecycle: Lifecycle, candidates: Candidates, streams: Streams) -> Callable[[Request, float], None]:
-    """Open the replicas of the start, let faults and the autoscaler begin. Returns who takes arrivals."""
-    failures = [Failures(lifecycle, plan, streams) for plan in lifecycle.plan.faults]
-    for one in failures:
-        one.begin()
-    plans = [lifecycle.plan.scaling.drain] if lifecycle.plan.scaling is not None else []
-    if "migrate" in (*plans, *(plan.recovery for plan in lifecycle.plan.faults)):
-        Rescue(lifecycle, candidates)
-    lifecycle.open()
-    deliver = lifecycle.dispatcher.deliver
-    if lifecycle.plan.scaling is None:
-        return deliver
-    scaler = Autoscaler(lifecycle, lifecycle.plan.scaling, candidates)
-    scaler.begin()
-
-    def arrive(request: Request, now: float) -> None:
-        scaler.saw(request)
-        deliver(request, now)
-
-    return arrive
 
 
 class Autoscaler:
     """Asks a scaling policy every ``interval_s``."""
 
-    def __init__(self, lifecycle: Lifecycle, plan: ScalingPlan, candidates: Candidates) -> None:
+    def __init__(self, lifecycle: Lifecycle, plan: ScalingPlan, candidates: Candidates, dispatcher: Dispatcher) -> None:
         self._lifecycle = lifecycle
+        self._door = dispatcher.door
         self._plan = plan
         self._candidates = candidates
         groups = lifecycle.groups
@@ -80,7 +56,7 @@ class Autoscaler:
 
     def _view(self, now: float) -> View:
         at_the_door = [0] * len(self._arrivals)
-        for kind, waiting in self._lifecycle.dispatcher.door.lines().items():
+        for kind, waiting in self._door.lines().items():
             at_the_door[self._group(kind)] += waiting
         views = tuple(self._group_view(group, at_the_door[group], now) for group in range(len(at_the_door)))
         self._arrivals = [0] * len(self._arrivals)
@@ -88,7 +64,7 @@ class Autoscaler:
 
     def _group_view(self, group: int, waiting: int, now: float) -> GroupView:
         lifecycle = self._lifecycle
-        ready = lifecycle.alive(group, State.READY)
+        ready = lifecycle.places.alive(group, State.READY)
         running, usage = 0, 0.0
         for life in ready:
             engine = life.replica.engine
@@ -99,8 +75,8 @@ class Autoscaler:
         return GroupView(
             target=lifecycle.target[group],
             ready=len(ready),
-            starting=len(lifecycle.alive(group, State.STARTING)),
-            draining=len(lifecycle.alive(group, State.DRAINING)),
+            starting=len(lifecycle.places.alive(group, State.STARTING)),
+            draining=len(lifecycle.places.alive(group, State.DRAINING)),
             waiting=waiting,
             running=running,
             kv_usage=usage / len(ready) if ready else 0.0,

@@ -18,18 +18,20 @@ from simulator.cluster.dispatcher import Dispatcher, Finished
 from simulator.cluster.elastic import LifePlan
 from simulator.cluster.engines import build_engine, ids_block_size
 from simulator.cluster.front import Front
-from simulator.cluster.lifecycle import Grave, Lifecycle
+from simulator.cluster.lifecycle import Lifecycle
 from simulator.cluster.migration import Migration
+from simulator.cluster.places import Places
 from simulator.cluster.plan import ClusterPlan, single
+from simulator.cluster.population import Population
 from simulator.cluster.prediction import LinearPredictor, queued_tokens
 from simulator.cluster.ranks import cache_events, check_ranks
 from simulator.cluster.replica import Replica
 from simulator.cluster.roles import unserved
-from simulator.cluster.scaler import set_going
 from simulator.cluster.sharing import shared_processors
 from simulator.cluster.tiers import Tiers
 from simulator.cluster.transfers import Turnstile
 from simulator.core.errors import ScenarioError
+from simulator.cluster.ways import Direct
 from simulator.core.random import streams
 from simulator.cost.interface import StepCost
 from simulator.replica.engine import Engine, Observer
@@ -147,7 +149,8 @@ class Simulation:
             tier_load_s=self._tiers.load_s,
             rejections={} if self.dispatcher is None else dict(self.dispatcher.rejected),
             tokens_recomputed=sum(lane.tokens_recomputed for engine in engines for lane in engine.state.lanes),
-            **({} if self.lifecycle is None else {"transfers": self.lifecycle.transfers()}),
+            step_tokens=self.columns.step_tokens(),
+            **({} if self.lifecycle is None else {"transfers": self._population.transfers()}),
             **({} if self.moves is None else self.moves.records(min(stop, float(self.clock.now)))),
         )
 
@@ -204,16 +207,15 @@ class Simulation:
         self, life: LifePlan, dispatcher: Dispatcher, candidates: Candidates, pass_on: Finished | None
     ) -> None:
         """Replicas that start and stop while the simulation runs."""
-        dispatcher.replicas = [Grave() for _ in self._member]
         if dispatcher.queue_timeout_s is None:
             dispatcher.queue_timeout_s = life.queue_timeout_s
         self.lifecycle = lifecycle = Lifecycle(
             self.clock,
             life,
             self.cluster.groups,
-            self._member,
+            Places(life.groups, self._member),
             build=self._new_replica,
-            dispatcher=dispatcher,
+            ways=Direct(dispatcher, len(self._member)),
             candidates=candidates,
             fleet=self.around.fleet,
             columns=self.columns,
@@ -221,7 +223,9 @@ class Simulation:
             pass_on=pass_on,
             endless=self._options.get("horizon_s") is not None,
         )
-        self.deliver = set_going(lifecycle, candidates, streams(self._options.get("seed", 0)))
+        random = streams(self._options.get("seed", 0))
+        self._population = Population(lifecycle, candidates, dispatcher, dispatcher.deliver, random)
+        self.deliver = self._population.deliver
 
     def _new_replica(self, slot: int, on_finish: OnFinish) -> Replica:
         self._add_replica(slot, on_finish, watched=True, eager=True)
