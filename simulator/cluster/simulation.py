@@ -149,7 +149,6 @@ class Simulation:
             tier_load_s=self._tiers.load_s,
             rejections={} if self.dispatcher is None else dict(self.dispatcher.rejected),
             tokens_recomputed=sum(lane.tokens_recomputed for engine in engines for lane in engine.state.lanes),
-            step_tokens=self.columns.step_tokens(),
             **({} if self.lifecycle is None else {"transfers": self._population.transfers()}),
             **({} if self.moves is None else self.moves.records(min(stop, float(self.clock.now)))),
         )
