@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from simulator.cluster.plan import Group
 from simulator.core.errors import ScenarioError
-from simulator.cost.interface import StepCost
+from simulator.core.random import streams
 from simulator.kv.pool import BlockPool
 from simulator.kv.prefix import PrefixCache
 from simulator.replica.engine import Engine, Observer
@@ -13,7 +13,10 @@ from simulator.replica.recorder import Recorder
 from simulator.replica.shared import Processor, SharedEngine
 from simulator.replica.steps import OnFinish
 from simulator.replica.wave import WaveEngine
-from simulator.scheduling import POLICIES, EngineArgs, EngineState
+from simulator.scheduling import POLICIES, EngineState
+from simulator.scheduling.args import Speculation
+from simulator.scheduling.holding import HoldingState
+from simulator.scheduling.speculation import Acceptance, SpeculativeState, speculating
 from traces.trace import Trace
 
 
@@ -27,15 +30,18 @@ def build_engine(
     step_mode: bool,
     sequential: bool,
     processor: Processor | None,
+    seed: int = 0,
 ) -> Engine | PipelineEngine:
     """The engine of a replica: on its own GPUs, on shared ones (``processor``), of data-parallel ranks, of a pipeline.
 
-    step_mode, sequential, observer: see ``Engine``.
+    step_mode, sequential, observer: see ``Engine``. seed: of what is drawn per request.
     """
+    if group.args.speculation is not None:
+        return _speculating_engine(group, trace, recorder, group.args.speculation, seed, on_finish, observer)
     args, cost = group.args, group.cost
     ranks = range(args.data_parallel_size)
     policies = [POLICIES.get(args.policy)(args) for _ in ranks]
-    states = [make_state(args, group.num_gpu_blocks, cost, trace, grows=policies[0].grows) for _ in ranks]
+    states = [make_state(group, trace, grows=policies[0].grows) for _ in ranks]
     one = states[0], policies[0], cost, recorder
     if processor is not None:
         return SharedEngine(*one, processor=processor, on_finish=on_finish, observer=observer)
@@ -56,9 +62,30 @@ def build_engine(
     return Engine(*one, step_mode=step_mode, sequential=sequential, on_finish=on_finish, observer=observer)
 
 
-def make_state(args: EngineArgs, num_gpu_blocks: int, cost: StepCost, trace: Trace, *, grows: bool) -> EngineState:
+def _speculating_engine(  # noqa: PLR0917 - of ``build_engine``
+    group: Group, trace: Trace, recorder: Recorder, speculation: Speculation, seed: int, on_finish: OnFinish | None,
+    observer: Observer | None,
+) -> Engine:  # fmt: skip
+    """Steps are planned one by one: what they accept differs, and so do their prices."""
+    args, cost = group.args, group.cost
+    if group.shares is not None or group.tiers is not None or group.holding is not None:
+        remedy = "Leave speculative_config out, or shared GPUs, kv_tiers and bounded KV."
+        raise ScenarioError("speculation goes with GPUs and a plain KV cache of the replica's own.", remedy=remedy)
+    key = int(streams(seed).stream("speculation").integers(1 << 63))
+    acceptance = Acceptance(speculation, key)
+    policy = speculating(POLICIES.get(args.policy))(args)
+    plain = make_state(group, trace, grows=True)
+    state = SpeculativeState(args, plain.pool, acceptance, recorder.bursts, window=cost.sliding_window)
+    state.hittable = plain.hittable
+    return Engine(state, policy, cost, recorder, step_mode=True, on_finish=on_finish, observer=observer)
+
+
+def make_state(group: Group, trace: Trace, *, grows: bool) -> EngineState:
     """Queues and an empty KV cache. vLLM keeps one block of ``num_gpu_blocks`` back as the null block."""
-    usable = num_gpu_blocks - 1
+    args, cost, usable = group.args, group.cost, group.num_gpu_blocks - 1
+    if group.holding is not None:
+        pool = BlockPool(usable, args.block_size)
+        return HoldingState(args, pool, group.holding, window=cost.sliding_window, grows=grows)
     if not args.enable_prefix_caching:
         return EngineState(args, BlockPool(usable, args.block_size), window=cost.sliding_window, grows=grows)
     unit = 1

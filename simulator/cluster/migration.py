@@ -144,7 +144,7 @@ class Migration:
         self._busy -= {source, target}
 
     def _length(self, request: Request, source: int) -> int:
-        return request.offset + self._replicas[source].engine.state.lanes[request.lane].token_steps
+        return self._replicas[source].engine.state.lanes[request.lane].computed_of(request)
 
     # -- stages --------------------------------------------------------------------------------------------------
 

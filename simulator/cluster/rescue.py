@@ -76,7 +76,7 @@ class Rescue:
         free = begun = max(time, engine.busy_until)
         flights = []
         for request in [r for r in engine.state.running if r.decoding]:
-            computed = request.offset + engine.state.lanes[request.lane].token_steps
+            computed = engine.state.lanes[request.lane].computed_of(request)
             size = group.kv.of(computed)
             if free + size / network > life.deadline:
                 continue

@@ -28,10 +28,11 @@ from simulator.cluster.ranks import cache_events, check_ranks
 from simulator.cluster.replica import Replica
 from simulator.cluster.roles import unserved
 from simulator.cluster.sharing import shared_processors
+from simulator.cluster.slicing import Slicing
 from simulator.cluster.tiers import Tiers
 from simulator.cluster.transfers import Turnstile
-from simulator.core.errors import ScenarioError
 from simulator.cluster.ways import Direct
+from simulator.core.errors import ScenarioError
 from simulator.core.random import streams
 from simulator.cost.interface import StepCost
 from simulator.replica.engine import Engine, Observer
@@ -148,6 +149,7 @@ class Simulation:
             tiers=self._tiers.records(),
             tier_load_s=self._tiers.load_s,
             rejections={} if self.dispatcher is None else dict(self.dispatcher.rejected),
+            step_tokens=self.columns.step_tokens(),
             tokens_recomputed=sum(lane.tokens_recomputed for engine in engines for lane in engine.state.lanes),
             **({} if self.lifecycle is None else {"transfers": self._population.transfers()}),
             **({} if self.moves is None else self.moves.records(min(stop, float(self.clock.now)))),
@@ -183,9 +185,12 @@ class Simulation:
             watched=others_act(cluster) or options.get("watched", False),
             also=also,
         )
+        slicing = Slicing(cluster, self.clock, self.columns, dispatcher) if cluster.sliced else None
         self.moves = self._movers(dispatcher, router.needs, decode_router, handed_to, pass_on)
         apart = self.moves if isinstance(self.moves, Disaggregation) else None  # prefill and decode
         finished_on = dispatcher.finished_on if apart is None else apart.finished_on
+        if slicing is not None:
+            finished_on = slicing.finished_on
         self._reads_queues = bool(dispatcher.needs & Needs.QUEUED_TOKENS)
         self._reads_metrics = self._reads_queues or bool(dispatcher.needs & Needs.METRICS)
         if cluster.life is not None:
@@ -199,6 +204,8 @@ class Simulation:
         self.deliver = dispatcher.deliver if gate is not None else dispatcher.route
         if self.moves is not None:
             self.moves.connect(self.replicas)
+        if slicing is not None:
+            slicing.connect(self.replicas)
         if apart is not None:
             self.deliver = apart.deliver
 
@@ -246,6 +253,7 @@ class Simulation:
             step_mode=self._options.get("step_mode", False),
             sequential=self._options.get("sequential", False),
             processor=self._processors.get(slot),
+            seed=self._options.get("seed", 0),
         )
         self._tiers.connect(index, group, engine.state)
         if eager is not None and isinstance(engine, Engine):
@@ -257,7 +265,7 @@ class Simulation:
         """Who is told when a request has ended."""
         if not self.arrivals.has_feedback:
             return None
-        if self.cluster.disaggregation is None and self.cluster.migration is None:
+        if self.cluster.disaggregation is None and self.cluster.migration is None and not self.cluster.sliced:
             return self.arrivals.finished
         return Turnstile(self.clock).after(self.arrivals.finished)  # who lands makes plans at that instant too
 
@@ -354,4 +362,5 @@ def others_act(cluster: ClusterPlan) -> bool:
     parts of a plan."""
     plain = ("groups", "router", "admission", "front")
     shared = any(g.shares is not None or (g.tiers is not None and g.tiers.shared) for g in cluster.groups)
-    return shared or any(getattr(cluster, f.name) != f.default for f in fields(cluster) if f.name not in plain)
+    others = shared or cluster.sliced
+    return others or any(getattr(cluster, f.name) != f.default for f in fields(cluster) if f.name not in plain)

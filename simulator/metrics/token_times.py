@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from simulator.metrics.stats import Floats, Ints, grouped
-from simulator.replica.records import SimulationRecords, StepRecords
+from simulator.replica.records import SimulationRecords, StepRecords, StepTokens
 
 Bools = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
@@ -42,6 +42,7 @@ class TokenRanges:
     end_time: Floats  # (m,) s, last token of the range
     stall: Floats  # (m,) s between the last token of the request's previous range and ``start``; NaN: none
     replica: Ints  # (m,) that made the tokens
+    tokens: Ints | None = None  # (sum of end - begin,) made in each step of each range; None: one each
 
 
 def span_seconds(steps: StepRecords) -> Floats:
@@ -109,7 +110,29 @@ def token_ranges(records: SimulationRecords, clock: TokenClock) -> TokenRanges:
     end = np.where(empty, begin, end + offset)
     end_time = start.copy()
     end_time[~empty] = clock.ends[end[~empty] - 1]
-    return TokenRanges(owner, start, begin, end, end_time, _stalls(owner, start, end_time), replica)
+    tokens = None if records.step_tokens is None else _step_tokens(records.step_tokens, owner, end - begin)
+    return TokenRanges(owner, start, begin, end, end_time, _stalls(owner, start, end_time), replica, tokens)
+
+
+def _step_tokens(told: StepTokens, owner: Ints, steps: Ints) -> Ints:
+    """Tokens of every step of every range; ranges are ordered by request."""
+    needed = np.bincount(owner, weights=steps, minlength=len(told.steps)).astype(np.int64)
+    assert (told.steps[told.steps != needed] == 0).all()
+    tokens = np.ones(int(needed.sum()), dtype=np.int64)
+    tokens[np.repeat(told.steps > 0, needed)] = told.tokens
+    return tokens
+
+
+def _chosen_steps(ranges: TokenRanges, chosen: Bools) -> Bools:
+    """Mask of ``ranges.tokens``: steps of the chosen ranges (m,)."""
+    return np.repeat(chosen, ranges.end - ranges.begin)
+
+
+def _steps_of(ranges: TokenRanges) -> Ints:
+    """Position in ``TokenClock.ends`` of every step of every range, as ``ranges.tokens`` lists them."""
+    lengths = ranges.end - ranges.begin
+    within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return np.asarray(np.repeat(ranges.begin, lengths) + within)
 
 
 def _is_new(owner: Ints, start: Floats, begin: Ints) -> Bools:
@@ -132,6 +155,9 @@ def tokens_made(ranges: TokenRanges, num_requests: int) -> Ints:
     made = np.bincount(ranges.request, weights=ranges.end - ranges.begin, minlength=num_requests)
     starts = ~np.isnan(ranges.stall) | _is_first(ranges.request)
     made += np.bincount(ranges.request, weights=starts, minlength=num_requests)
+    if ranges.tokens is not None:
+        of_step = np.repeat(ranges.request, ranges.end - ranges.begin)
+        made += np.bincount(of_step, weights=ranges.tokens - 1, minlength=num_requests)
     return made.astype(np.int64)
 
 
@@ -161,7 +187,8 @@ def pooled_gaps(ranges: TokenRanges, clock: TokenClock, selected: Bools) -> tupl
     """Every inter-token gap of the selected requests as ``(gap_s, how_many)``, exact.
 
     selected: (requests,) mask. A token step's gap counts once for every range that holds it and the step before;
-    first gaps of ranges and stalls after preemption come one by one.
+    first gaps of ranges and stalls after preemption come one by one. Tokens that a step makes together have no gap
+    between them.
     """
     mine = selected[ranges.request]
     some = mine & (ranges.end > ranges.begin)
@@ -173,7 +200,11 @@ def pooled_gaps(ranges: TokenRanges, clock: TokenClock, selected: Bools) -> tupl
     covered = counts > 0
     single = np.concatenate([first_gaps(ranges, clock)[some], ranges.stall[mine & ~np.isnan(ranges.stall)]])
     gaps = np.concatenate([step_gaps(clock)[covered], single])
-    return gaps, np.concatenate([counts[covered], np.ones(len(single), dtype=np.int64)])
+    times = np.concatenate([counts[covered], np.ones(len(single), dtype=np.int64)])
+    if ranges.tokens is None:
+        return gaps, times
+    together = int((ranges.tokens[_chosen_steps(ranges, mine)] - 1).sum())
+    return np.append(gaps, 0.0), np.append(times, together)
 
 
 def exceeds_itl(ranges: TokenRanges, clock: TokenClock, limit_s: float, num_requests: int) -> Bools:
@@ -196,6 +227,12 @@ def tokens_of(ranges: TokenRanges, clock: TokenClock, selected: Bools) -> tuple[
     np.cumsum(counts, out=counts)
     counts = counts[: len(clock.ends)]
     covered = counts > 0
+    if ranges.tokens is not None:
+        kept = _chosen_steps(ranges, mine)
+        counts = np.bincount(_steps_of(ranges)[kept], weights=ranges.tokens[kept], minlength=len(clock.ends)).astype(
+            np.int64
+        )
+        covered = counts > 0
     single = ranges.start[mine & (~np.isnan(ranges.stall) | _is_first(ranges.request))]
     times = np.concatenate([clock.ends[covered], single])
     return times, np.concatenate([counts[covered], np.ones(len(single), dtype=np.int64)])
@@ -204,9 +241,16 @@ def tokens_of(ranges: TokenRanges, clock: TokenClock, selected: Bools) -> tuple[
 def gaps_by_request(ranges: TokenRanges, clock: TokenClock, num_requests: int) -> list[list[float]]:
     """ITL list of every request, in token order. One float per token: for detailed exports of modest runs."""
     out: list[list[float]] = [[] for _ in range(num_requests)]
+    before = np.cumsum(ranges.end - ranges.begin) - (ranges.end - ranges.begin)
     for k, request in enumerate(ranges.request.tolist()):
         if not np.isnan(ranges.stall[k]):
             out[request].append(float(ranges.stall[k]))
         ends = clock.ends[ranges.begin[k] : ranges.end[k]]
-        out[request].extend(np.diff(ends, prepend=ranges.start[k]).tolist())
+        gaps = np.diff(ends, prepend=ranges.start[k])
+        if ranges.tokens is not None:  # a step's first token comes after the gap, the others with it
+            made = ranges.tokens[before[k] : before[k] + len(ends)]
+            spread = np.zeros(int(made.sum()))
+            spread[np.cumsum(made) - made] = gaps
+            gaps = spread
+        out[request].extend(gaps.tolist())
     return out

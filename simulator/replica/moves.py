@@ -35,7 +35,7 @@ def take_out(engine: Engine | PipelineEngine, request: Request) -> tuple[int, fl
         raise KeyError(request)
     state = engine.state
     lane = state.lanes[request.lane]
-    computed = request.offset + lane.token_steps
+    computed = lane.computed_of(request)
     stays = request.first_token_step == lane.token_steps  # it has decoded nothing since it joined the batch
     last_token = engine.recorder.range_start[request.row] if stays else engine.token_time(request.lane)
     step = Step(decodes=False)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import fields
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.replica.records import RequestRecords, Status, StepRecords
+from simulator.replica.records import RequestRecords, Status, StepRecords, StepTokens
 from simulator.scheduling.state import LANE_STEPS
 
 NEVER = float("nan")
@@ -19,6 +20,7 @@ class Columns:
     """One row per request of the trace, whichever replica it is on: 8 bytes a time, 4 a count."""
 
     __slots__ = (
+        "bursts",
         "cached",
         "extra_ranges",
         "finish",
@@ -45,11 +47,21 @@ class Columns:
         self.status = array("b", [Status.IN_FLIGHT]) * n
         self.replica = array("h", [-1]) * n
         self.extra_ranges: list[tuple[int, int, int, float, int]] = []  # (row, first, last, start, replica)
+        self.bursts: list[tuple[int, bytes]] = []  # (row, tokens of each of its next steps), where they are not all 1
 
     def reject(self, rows: NDArray[np.bool_]) -> None:
         """Requests that never reach a replica."""
         for row in np.flatnonzero(rows).tolist():
             self.status[row] = Status.REJECTED
+
+    def step_tokens(self) -> StepTokens | None:
+        if not self.bursts:
+            return None
+        self.bursts.sort(key=itemgetter(0))  # stable: a request's own stay in order
+        steps = np.zeros(len(self.status), dtype=np.int64)
+        rows = np.array([row for row, _ in self.bursts])
+        np.add.at(steps, rows, [len(tokens) for _, tokens in self.bursts])
+        return StepTokens(steps, np.frombuffer(b"".join(tokens for _, tokens in self.bursts), dtype=np.uint8))
 
     def requests(
         self, arrival: NDArray[np.float64], prompt: Any, output: Any, bases: list[NDArray[np.int64]], *, until: float
@@ -105,6 +117,7 @@ class Recorder:
     """What one replica writes: the rows of its requests in the shared columns, and one row per span of equal steps."""
 
     __slots__ = (
+        "bursts",
         "cached",
         "extra_ranges",
         "finish",
@@ -132,6 +145,7 @@ class Recorder:
         self.preemptions = columns.preemptions
         self.status = columns.status
         self.extra_ranges = columns.extra_ranges
+        self.bursts = columns.bursts
         # Rows of SPAN (steps without prefill) and of MIXED (single steps of any kind), end to end. A list takes a row
         # seven times faster than an array does, an array holds it in a third of the memory: lists fill, arrays keep.
         self.span_buffer: list[float] = []

@@ -126,6 +126,17 @@ class ClusterEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class StepTokens:
+    """Tokens that speculating requests made in each of their token steps.
+
+    steps: how many steps of each request are told, (requests,): all of its ranges', or none where each made one.
+    """
+
+    steps: Ints
+    tokens: NDArray[np.uint8]  # (sum of steps,), one request after the other, each in order of time
+
+
+@dataclass(frozen=True, slots=True)
 class SimulationRecords:
     requests: RequestRecords
     steps: StepRecords
@@ -134,6 +145,7 @@ class SimulationRecords:
     block_size: int
     num_events: int  # simpy events
     tokens_recomputed: int  # prompt and output tokens computed again after preemption
+    step_tokens: StepTokens | None = None  # None: every token step makes one token of each request
     replicas: tuple[ReplicaRecord, ...] = ()
     transfers: TransferRecords | None = None  # None: nothing moves in this cluster
     link_bytes: Mapping[str, float] = field(default_factory=dict)  # bytes carried by each link

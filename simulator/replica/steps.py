@@ -21,7 +21,7 @@ def batch_sums(state: EngineState, step: Step) -> tuple[int, int]:
     context = state.computed_sum + state.num_decodes
     windowed = 0 if state.window is None else state.windowed_sum
     for request in step.held:
-        length = request.offset + state.token_steps + 1
+        length = state.computed_of(request) + 1
         context -= length
         if state.window is not None:
             windowed -= min(length, state.window)
@@ -34,7 +34,7 @@ def batch_spread(state: EngineState, step: Step) -> tuple[int, int]:
     """
     longest, squares = state.spread() if state.num_decodes > len(step.held) else (0, 0)
     for request in step.held:
-        squares -= (request.offset + state.token_steps + 1) ** 2
+        squares -= (state.computed_of(request) + 1) ** 2
     return longest, squares
 
 
@@ -106,6 +106,8 @@ def release_ended(state: EngineState, recorder: Recorder, now: float, on_finish:
 
 def record_unfinished(state: EngineState, recorder: Recorder) -> None:
     """Write down how far the running requests have come when the simulation stops."""
+    for lane in state.lanes:
+        lane.flush()
     for request in state.running:
         if request.decoding:
             recorder.first_step[request.row] = request.first_token_step

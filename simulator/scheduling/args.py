@@ -7,6 +7,35 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
+class Speculation:
+    """What is drafted and verified per request and step (vLLM's ``speculative_config``).
+
+    rates: rate ``i`` is the probability that the first ``i + 1`` drafted tokens are all accepted.
+    tree_size: tokens verified beside the last one, where drafts are trees of depth ``num_speculative_tokens``; None:
+    as many as are drafted.
+    schedule: (first batch size, tokens drafted from there on), ascending; empty: always ``num_speculative_tokens``.
+    """
+
+    method: str
+    num_speculative_tokens: int
+    rates: tuple[float, ...]
+    tree_size: int | None = None
+    schedule: tuple[tuple[int, int], ...] = ()
+
+    def drafts(self, num_decodes: int) -> int:
+        """Tokens drafted per request in a step of so many."""
+        drafts = self.num_speculative_tokens
+        for first, number in self.schedule:
+            if first <= num_decodes:
+                drafts = number
+        return drafts
+
+    def verified(self, drafts: int) -> int:
+        """Tokens verified per request, beside its last one."""
+        return self.tree_size if self.tree_size is not None and drafts else drafts
+
+
+@dataclass(frozen=True, slots=True)
 class EngineArgs:
     """See docs/scenarios.md for each argument; every one of them is modelled."""
 
@@ -31,4 +60,5 @@ class EngineArgs:
     decode_context_parallel_size: int = 1  # tensor-parallel ranks that share the KV of requests
     enable_eplb: bool = False
     eplb_step_interval: int = 3000  # steps
+    speculation: Speculation | None = None
     options: Mapping[str, object] = field(default_factory=dict)  # the policy's own

@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol
 
 from simulator.core.errors import PolicyError
 from simulator.core.registry import Registry
-from simulator.scheduling.args import EngineArgs
+from simulator.scheduling.args import EngineArgs, Speculation
 from simulator.scheduling.request import Request
 from simulator.scheduling.state import EngineState
 from simulator.scheduling.step import Step
@@ -30,13 +30,25 @@ class Policy(Protocol):
     pipelines: ClassVar[bool] = False
     """Whether it can plan several batches in flight (``pipeline_parallel_size`` above 1)."""
 
+    speculates: ClassVar[bool] = False
+    """Whether running requests may compute drafts too (``speculation``)."""
+
     unused: ClassVar[frozenset[str]] = frozenset()
     """Arguments that mean nothing to it: setting one is an error."""
 
     grows: ClassVar[bool] = True
     """Whether decoding takes KV blocks as it goes; False when admission reserves all a request may need."""
 
+    holds: ClassVar[bool] = False
+    """Whether it asks the state how many blocks a request holds (``blocks_of``), which KV compression may change."""
+
     def __init__(self, args: EngineArgs) -> None: ...
+
+    @classmethod
+    def slice_of(cls, args: EngineArgs) -> int:
+        """Output tokens after which a request goes back to the router with the rest of its work; 0: it stays."""
+        del args
+        return 0
 
     def prepare(self, state: EngineState) -> None:
         """Once, before the first request: choose the waiting queue."""
@@ -56,6 +68,8 @@ class Policy(Protocol):
 CHUNKING = frozenset(
     {"enable_chunked_prefill", "long_prefill_token_threshold", "scheduler_reserve_full_isl", "watermark"}
 )
+# Drafts made on the CPU from what the step before accepted: the next step cannot be scheduled while that runs.
+SYNCHRONOUS = frozenset({"ngram", "suffix", "medusa", "lookahead"})
 POLICIES: Registry[type[Policy]] = Registry("engine policy")
 
 
@@ -81,11 +95,34 @@ def resolve(args: EngineArgs) -> EngineArgs:
             args, "enable_prefix_caching", "needs paged KV blocks, it reserves memory in one piece", "Leave it out."
         )
     given = args.async_scheduling, args.enable_prefix_caching
+    waits = args.speculation is not None and args.speculation.method in SYNCHRONOUS
+    if args.speculation is not None:
+        _check_speculation(args, args.speculation, policy)
     return replace(
         args,
-        async_scheduling=policy.async_by_default if given[0] is None else given[0],
+        async_scheduling=policy.async_by_default and not waits if given[0] is None else given[0],
         enable_prefix_caching=bool(policy.prefix_caching) if given[1] is None else given[1],
     )
+
+
+def _check_speculation(args: EngineArgs, speculation: Speculation, policy: type[Policy]) -> None:
+    """Raises PolicyError where the engine cannot draft and verify as asked."""
+    if not policy.speculates:
+        able = ", ".join(name for name, known in POLICIES.items() if known.speculates)
+        _refuse(args, "speculative_config", "is more than it plans for", f"Use one of {able}.")
+    if args.pipeline_parallel_size > 1 or args.data_parallel_size > 1 or args.enable_eplb:
+        what = "speculation in a pipeline, on data-parallel ranks or with enable_eplb"
+        _refuse(args, what, "is not modelled", "Use tensor_parallel_size alone.")
+    if args.async_scheduling and speculation.method in SYNCHRONOUS:
+        how = f"speculation by {speculation.method}"
+        _refuse(args, "async_scheduling", f"does not go with {how}, as in vLLM", "Leave it out.")
+    tokens = 1 + max(speculation.verified(n) for n in (speculation.num_speculative_tokens, speculation.drafts(1)))
+    if args.max_num_seqs * tokens > args.max_num_batched_tokens:
+        limit = f"max_num_seqs = {args.max_num_seqs} x {tokens} tokens of each"
+        most = args.max_num_batched_tokens // tokens
+        _refuse(
+            args, limit, f"exceed max_num_batched_tokens = {args.max_num_batched_tokens}", f"Set max_num_seqs: {most}."
+        )
 
 
 def _refuse(args: EngineArgs, what: str, why: str, remedy: str) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from heapq import heapify, heappop, heappush
 from itertools import count
-from typing import Protocol
+from typing import Protocol, Self
 
 from simulator.kv.pool import BlockPool
 from simulator.kv.prefix import NO_HIT, BlockTable, Hit, PrefixCache
@@ -114,7 +114,7 @@ class EngineState:
 
     def add_lane(self) -> EngineState:
         """Another decoding batch over the same queues and blocks, for a pipeline with several batches in flight."""
-        lane = EngineState(self.args, self.pool, window=self.window, grows=self._grows)
+        lane = self._another()
         for shared in ("waiting", "running", "prefilling", "releasing", "admissions", "lanes"):
             setattr(lane, shared, getattr(self, shared))
         lane.uneven = self.uneven
@@ -122,6 +122,10 @@ class EngineState:
         lane.token_steps = lane.lane * LANE_STEPS  # counts of different lanes stay apart in the records
         self.lanes.append(lane)
         return lane
+
+    def _another(self) -> Self:
+        """An empty state over the same blocks."""
+        return type(self)(self.args, self.pool, window=self.window, grows=self._grows)
 
     # -- prompts -----------------------------------------------------------------------------------------------
 
@@ -155,6 +159,10 @@ class EngineState:
         self.tiers.load(request.table.ids, hit.blocks, hit.loaded)
         self.pool.take(hit.loaded)
         self.pool.cache(request.table, hit.reused)
+
+    def blocks_of(self, tokens: int) -> int:
+        """Blocks that a request holds with so many tokens computed."""
+        return -(-tokens // self.block_size)
 
     def blocks_for(self, request: Request, tokens: int) -> int:
         """Blocks still to take so that a prefilling request holds its first ``computed + tokens`` tokens."""
@@ -243,6 +251,13 @@ class EngineState:
             self.growing -= 1
             self._window_sum -= computed
 
+    def computed_of(self, request: Request) -> int:
+        """Tokens computed of a request that decodes in this batch."""
+        return request.offset + self.token_steps
+
+    def flush(self) -> None:
+        """The simulation stops with requests in the batch: write down what is only written when one leaves."""
+
     def _forget(self) -> None:
         """Most entries of the heap are stale: keep who is here, once each."""
         here = {r: (offset, order, r) for offset, order, r in self._longest if self._decodes_at(r, offset)}
@@ -269,6 +284,10 @@ class EngineState:
     def blocks_next(self) -> int:
         """Blocks that the next token step takes."""
         return self.phase[self.token_steps % self.block_size]
+
+    def next_block(self, request: Request) -> int:
+        """Blocks that a decoding request takes for its next token: 1 or 0."""
+        return 0 if (request.offset + self.token_steps) % self.block_size else 1
 
     def blocks_over(self, steps: int) -> int:
         """Blocks that the next ``steps`` token steps take together."""
@@ -354,6 +373,10 @@ class EngineState:
                 self.growing -= 1
                 self._window_sum -= request.offset + step
                 self.batch_version += 1
+                self.crossed(request)
+
+    def crossed(self, request: Request) -> None:
+        """The context of a decoding request has reached the window."""
 
     @property
     def windowed_sum(self) -> int:

@@ -29,6 +29,8 @@ class Vllm(Policy):
 
     async_by_default = True
     pipelines = True
+    speculates = True
+    holds = True
 
     def __init__(self, args: EngineArgs) -> None:
         read_options(NoOptions, args.policy, args.options)
@@ -123,7 +125,7 @@ class Vllm(Policy):
                     return
                 tokens = budget
             reserve = target if self.reserve_prompt else computed + tokens
-            need = -(-reserve // size) - hit.blocks + hit.free_blocks
+            need = state.blocks_of(reserve) - hit.blocks + hit.free_blocks
             if self.watermark and state.running:
                 need += int(self.watermark * (pool.num_blocks + 1))
             if need > pool.free:
@@ -171,7 +173,7 @@ class Vllm(Policy):
         if request.decoding:
             if request.lane != state.lane:
                 return 0, 0  # in flight in another batch of the pipeline
-            return 1, 0 if (request.offset + state.token_steps) % state.block_size else 1
+            return 1, state.next_block(request)
         if request not in state.prefilling:
             return 0, 0  # preempted by one before it, or its last token is on the way
         tokens = request.target - request.computed
