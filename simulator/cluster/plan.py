@@ -13,7 +13,7 @@ from simulator.cluster.transfers import KvBytes
 from simulator.cost.interface import StepCost
 from simulator.hardware.topology import Topology
 from simulator.kv.tiers import TierSet
-from simulator.scheduling import EngineArgs, resolve
+from simulator.scheduling import POLICIES, EngineArgs, resolve
 
 Role = Literal["both", "prefill", "decode"]
 OptionValue = bool | int | float | str
@@ -56,6 +56,11 @@ class Group:
     def kv_blocks(self) -> int:
         """Usable KV blocks of all ranks together."""
         return (self.num_gpu_blocks - 1) * self.args.data_parallel_size
+
+    @property
+    def slice_tokens(self) -> int:
+        """Output tokens after which a request goes back to the router; 0: it stays."""
+        return POLICIES.get(self.args.policy).slice_of(self.args)
 
     @property
     def longest_request(self) -> int:
@@ -144,6 +149,11 @@ class ClusterPlan:
     admission: Admission | None = None
     life: LifePlan | None = None
     front: FrontPlan | None = None
+
+    @property
+    def sliced(self) -> bool:
+        """Whether requests come back from engines without having ended."""
+        return any(group.slice_tokens for group in self.groups)
 
 
 def single(args: EngineArgs, cost: StepCost, num_gpu_blocks: int, *, max_model_len: int = 0) -> ClusterPlan:

@@ -9,6 +9,7 @@ from simulator.routing import (  # noqa: F401 - imported to register them
     least_tokens,
     length_predicted,
     lora_affinity,
+    max_min,
     power_of_two,
     predicted_latency,
     prefix_aware,

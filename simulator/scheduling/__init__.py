@@ -14,6 +14,7 @@ from simulator.scheduling import (  # noqa: F401 - imported to register them
     sarathi,
     sglang,
     sjf,
+    slices,
     srpt,
     static,
     vllm,

@@ -50,12 +50,20 @@ class Static(Policy):
         if state.running:
             return DECODE if state.num_decodes else None
         step = Step(decodes=False)
-        while state.waiting and len(state.running) < self.max_num_seqs and self.blocks <= state.pool.free:
+        while state.waiting and len(state.running) < self.max_num_seqs:
+            blocks = self.reservation(state, state.waiting[0])
+            if blocks > state.pool.free:
+                break
             request = state.waiting.popleft()
             state.admit(request, NO_HIT, step)
-            state.reserve(request, self.blocks)
+            state.reserve(request, blocks)
             state.chunk(request, request.target, step)
-        longest = max((request.output_tokens for request in step.requests), default=0)
-        for request in step.requests:
-            state.pad(request, longest - request.output_tokens)
+        left = [request.prompt_tokens + request.output_tokens - request.target for request in step.requests]
+        for request, tokens in zip(step.requests, left, strict=True):
+            state.pad(request, max(left) - tokens)
         return step if step.chunks else None
+
+    def reservation(self, state: EngineState, request: Request) -> int:
+        """Blocks that a request holds until its batch is done."""
+        del state, request
+        return self.blocks

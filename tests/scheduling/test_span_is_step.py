@@ -24,6 +24,7 @@ SWAP: dict[str, object] = {"preemption": "swap", "kv_bytes_per_token": 1 << 20, 
 VARIANTS: list[tuple[str, dict[str, object]]] = [
     ("vllm", {}),
     ("static", {}),
+    ("slices", {"slice_tokens": 6}),
     ("orca", {"reservation": "max"}),
     ("orca", {"reservation": "pow2"}),
     ("orca", {"reservation": "oracle"}),
