@@ -14,6 +14,7 @@ from simulator.cost.interface import StepCost
 from simulator.hardware.topology import Topology
 from simulator.kv.tiers import TierSet
 from simulator.scheduling import POLICIES, EngineArgs, resolve
+from simulator.scheduling.holding import Holding
 
 Role = Literal["both", "prefill", "decode"]
 OptionValue = bool | int | float | str
@@ -32,6 +33,7 @@ class Group:
     gpu, num_gpus: what a replica runs on, for the records.
     tiers: slower places behind the prefix cache.
     shares: group on whose GPUs these replicas run too, the first on those of its first and so on; None: on their own.
+    holding: KV blocks of a request where they are other than one per ``block_size`` tokens.
     """
 
     args: EngineArgs
@@ -48,6 +50,7 @@ class Group:
     num_gpus: int = 1
     tiers: TierSet | None = None
     shares: str | None = None
+    holding: Holding | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "args", resolve(self.args))
@@ -65,8 +68,11 @@ class Group:
     @property
     def longest_request(self) -> int:
         """Tokens, prompt and output. The last token needs no KV of its own."""
-        capacity = (self.num_gpu_blocks - 1) * self.args.block_size + 1
+        blocks, size = self.num_gpu_blocks - 1, self.args.block_size
         limit = self.max_model_len or self.args.max_model_len
+        if self.holding is not None:
+            return self.holding.longest(blocks, size, limit)
+        capacity = blocks * size + 1
         return min(capacity, limit) if limit else capacity
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from simulator.core.units import format_bytes, format_seconds
 from simulator.cost.context_parallel import ContextParallelCost
+from simulator.cost.kv_reads import decode_curve
 from simulator.cost.operators import Bound, ChunkSeconds
 from simulator.cost.shapes import AttentionShape, decode_physics, prefill_physics
 from simulator.cost.step import EXACT_TOKENS, GRID_TOKENS, Entry, OperatorCost
@@ -94,7 +95,7 @@ def _attention_rows(
         name = shape.kind if shape.window is None else f"window {shape.window}"
         if num_decodes:
             keys = context if shape.window is None else windowed
-            seconds = cost.operators.decode_attention(shape, num_decodes).at(keys)
+            seconds = decode_curve(cost.operators, shape, num_decodes).at(keys)
             if beside:
                 seconds = beside[i] / count
             flops, size = decode_physics(shape, num_decodes, keys)

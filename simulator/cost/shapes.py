@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from simulator.model.architecture import AnyAttention, Attention, LatentAttention, LinearAttention
 from simulator.model.formats import kv_element_bytes
+from simulator.model.kv_compression import WIDE_BYTES, KvCompression
 from simulator.model.weights import local_kv_heads
 
 
@@ -34,6 +35,7 @@ class AttentionShape:
     flops_per_new: float
     bytes_per_new: float
     bytes_per_chunk: float
+    kv: KvCompression | None = None  # ``bytes_per_context`` is then of a token kept, see ``cost/kv_reads.py``
 
 
 def attention_shape(a: AnyAttention, tp: int, kv_dtype: str, dtype_bytes: float) -> AttentionShape:
@@ -49,6 +51,8 @@ def kv_bytes_per_token_layer(a: AnyAttention, tp: int, kv_dtype: str) -> float:
     """Bytes one rank caches per token of one layer; the latent vector of MLA is replicated on every rank."""
     element, scale = kv_element_bytes(kv_dtype)
     if isinstance(a, Attention):
+        if a.kv is not None:
+            return _elements(a, tp) * a.kv.stored_bytes(element + scale / a.head_dim)
         return 2 * local_kv_heads(a.num_kv_heads, tp) * (a.head_dim * element + scale)
     if isinstance(a, LatentAttention):
         return a.latent_dim * element + scale
@@ -62,15 +66,28 @@ def state_bytes_layer(a: AnyAttention, tp: int, dtype_bytes: float) -> float:
     return (a.state_elements * a.state_bytes + a.conv_channels * (a.conv_kernel - 1) * dtype_bytes) / tp
 
 
+def _elements(a: Attention, tp: int) -> int:
+    """Of keys and values per token on one rank."""
+    return 2 * local_kv_heads(a.num_kv_heads, tp) * a.head_dim
+
+
+def _kept_bytes(a: Attention, tp: int, kv_dtype: str) -> float:
+    """Bytes of keys and values per token kept, on one rank."""
+    if a.kv is None:
+        return kv_bytes_per_token_layer(a, tp, kv_dtype)
+    element, scale = kv_element_bytes(kv_dtype)
+    return _elements(a, tp) * a.kv.element_bytes(element + scale / a.head_dim)
+
+
 def _softmax(a: Attention, tp: int, kv_dtype: str, dtype_bytes: float) -> AttentionShape:
     heads, kv_heads = a.num_heads // tp, local_kv_heads(a.num_kv_heads, tp)
     io = 2.0 * heads * a.head_dim * dtype_bytes  # query in, output out
     pair = 4.0 * heads * a.head_dim  # QK' and PV, a multiply and an add each
     return AttentionShape(
         "softmax", heads, kv_heads, a.head_dim, a.sliding_window,
-        flops_per_context=pair, bytes_per_context=kv_bytes_per_token_layer(a, tp, kv_dtype),
+        flops_per_context=pair, bytes_per_context=_kept_bytes(a, tp, kv_dtype),
         flops_per_sequence=0.0, bytes_per_sequence=io, weight_bytes=0.0,
-        flops_per_pair=pair, flops_per_span=0.0, flops_per_new=0.0, bytes_per_new=io, bytes_per_chunk=0.0,
+        flops_per_pair=pair, flops_per_span=0.0, flops_per_new=0.0, bytes_per_new=io, bytes_per_chunk=0.0, kv=a.kv,
     )  # fmt: skip
 
 
@@ -129,7 +146,31 @@ def prefill_physics(shape: AttentionShape, new: int, computed: int) -> tuple[flo
     return flops + new * shape.flops_per_new, size
 
 
+def read_per_context(shape: AttentionShape) -> float:
+    """Keys a decode reads per token of context, as so many of the stored width; the index beside them included."""
+    kv = shape.kv
+    if kv is None:
+        return 1.0
+    return kv.keep * (kv.read + kv.index * WIDE_BYTES / _element_bytes(shape))
+
+
+def residual_keys(shape: AttentionShape) -> float:
+    """Keys a decode reads per sequence beside those of its context, as so many of the stored width."""
+    return 0.0 if shape.kv is None else shape.kv.residual_keys(_element_bytes(shape))
+
+
+def keys_read(shape: AttentionShape, num_decodes: int, context: float) -> float:
+    """Keys that decodes read, as so many of the stored width."""
+    return read_per_context(shape) * context + num_decodes * residual_keys(shape)
+
+
+def _element_bytes(shape: AttentionShape) -> float:
+    return shape.bytes_per_context / (2.0 * shape.kv_heads * shape.head_dim)
+
+
 def decode_physics(shape: AttentionShape, num_decodes: int, context: float) -> tuple[float, float]:
     """(FLOPs, bytes) of ``num_decodes`` queries over ``context`` keys in all (clipped to the window by the caller)."""
+    if shape.kv is not None:
+        context = keys_read(shape, num_decodes, context)
     flops = context * shape.flops_per_context + num_decodes * shape.flops_per_sequence
     return flops, context * shape.bytes_per_context + num_decodes * shape.bytes_per_sequence + shape.weight_bytes

@@ -12,6 +12,7 @@ from simulator.cost.expert_layer import ExpertLayer
 from simulator.cost.experts import balance
 from simulator.cost.flash_attention import Beside, blocks_of
 from simulator.cost.interface import Line
+from simulator.cost.kv_reads import decode_curve
 from simulator.cost.operators import ChunkSeconds, Curve, Operators, Price, sum_curves
 from simulator.cost.overhead import EngineOverhead
 from simulator.cost.placement import Deployment, place, stage_sizes
@@ -121,7 +122,7 @@ class OperatorCost:
         self.attention_shapes = tuple(kinds.items())
         chunk_prices = [(n, self.operators.prefill_attention(s)) for s, n in self.attention_shapes]
         self._chunk_times, self._chunk = _weighted(chunk_prices)
-        self.blocks = [blocks_of(self.gpu, shape) for shape, _ in self.attention_shapes]
+        self.blocks = [None if s.kv else blocks_of(self.gpu, s) for s, _ in self.attention_shapes]
         self._attention_layers = sum(n for _, n in self.attention_shapes)
         self.uneven = any(b is not None for b in self.blocks)
         self._lag = next((0.5 / b.slots for b in self.blocks if b is not None), 0.0)
@@ -252,7 +253,7 @@ class OperatorCost:
         full: list[tuple[int, Curve]] = []
         windowed: list[tuple[int, Curve]] = []
         for shape, count in self.attention_shapes:
-            curve = self.operators.decode_attention(shape, num_decodes)
+            curve = decode_curve(self.operators, shape, num_decodes)
             (full if shape.window is None else windowed).append((count, curve))
         return sum_curves(full), sum_curves(windowed)
 
@@ -388,7 +389,7 @@ class OperatorCost:
 
     def _beside_entry(self, n: int) -> list[tuple[int, bool, Curve, Beside | None]]:
         return [
-            (count, shape.window is None, self.operators.decode_attention(shape, n), b.beside(n) if b else None)
+            (count, shape.window is None, decode_curve(self.operators, shape, n), b.beside(n) if b else None)
             for (shape, count), b in zip(self.attention_shapes, self.blocks, strict=True)
         ]
 

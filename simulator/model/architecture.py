@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from simulator.model.formats import Quantization
+from simulator.model.kv_compression import KvCompression
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Attention:
     sinks: bool = False  # one learned logit per head (gpt-oss)
     output_gate: bool = False  # the query projection also makes a gate of its own size (Qwen3.5)
     key_is_value: bool = False  # no value projection, K is reused (Gemma 4); the cache still holds both
+    kv: KvCompression | None = None  # how its cache is made smaller than the model's own
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ class Orca(Policy):
     """
 
     grows = False
+    holds = True
     prefix_caching = None
     unused = CHUNKING
 
@@ -86,4 +87,4 @@ class Orca(Policy):
         tokens = request.prompt_tokens + output - 1
         if self.max_model_len:
             tokens = min(tokens, self.max_model_len - 1)  # longer requests are rejected when they arrive
-        return min(-(-tokens // state.block_size), state.pool.num_blocks)
+        return min(state.blocks_of(tokens), state.pool.num_blocks)

@@ -50,12 +50,6 @@ class Policy(Protocol):
         del args
         return 0
 
-    @classmethod
-    def slice_of(cls, args: EngineArgs) -> int:
-        """Output tokens after which a request goes back to the router with the rest of its work; 0: it stays."""
-        del args
-        return 0
-
     def prepare(self, state: EngineState) -> None:
         """Once, before the first request: choose the waiting queue."""
         ...

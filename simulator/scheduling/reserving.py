@@ -14,7 +14,7 @@ def longest_reservation(state: EngineState) -> int:
             f"engine policy {policy!r} reserves KV for max_model_len tokens, which is not set.",
             remedy="Set max_model_len.",
         )
-    blocks = -(-longest // state.block_size)
+    blocks = state.blocks_of(longest)
     if blocks > state.pool.num_blocks:
         raise PolicyError(
             f"engine policy {policy!r} reserves KV for max_model_len = {longest} tokens a request; "

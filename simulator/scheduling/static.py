@@ -31,6 +31,7 @@ class Static(Policy):
     """
 
     grows = False
+    holds = True
     prefix_caching = None
     unused = CHUNKING
 

@@ -1,0 +1,31 @@
+"""A model whose KV cache is made smaller."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from simulator.core.errors import ModelError
+from simulator.model.architecture import Attention, Model
+from simulator.model.kv_compression import KvCompression
+
+
+def compressed(model: Model, kv: KvCompression) -> Model:
+    """The model with its KV cache made smaller. Raises ModelError where that means nothing."""
+    layers = []
+    for layer in model.layers:
+        a = layer.attention
+        if not isinstance(a, Attention):
+            raise ModelError(
+                f"{model.name} has layers without keys and values per head",
+                where="kv_compression",
+                remedy="Leave kv_compression out: it is of softmax attention.",
+            )
+        if kv.keep_tokens is not None and a.sliding_window is not None:
+            raise ModelError(
+                f"{model.name} has a sliding window of {a.sliding_window} tokens already",
+                where="kv_compression",
+                remedy="Leave keep_tokens out.",
+            )
+        window = a.sliding_window if kv.keep_tokens is None else kv.keep_tokens
+        layers.append(replace(layer, attention=replace(a, kv=kv, sliding_window=window)))
+    return replace(model, layers=tuple(layers))
