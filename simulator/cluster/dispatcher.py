@@ -73,9 +73,10 @@ class Dispatcher:
         self._scrapes = bool(needs & (Needs.METRICS | Needs.CACHES | Needs.QUEUED_TOKENS))
         self._queued = bool(needs & Needs.QUEUED_TOKENS)
         self._tells = bool(needs & Needs.ENDINGS)
-        self._counts = bool(needs & Needs.IN_FLIGHT) or self._tells
+        self._hears = bool(needs & Needs.FINISHES)
+        self._counts = bool(needs & Needs.IN_FLIGHT) or self._tells or self._hears
         self.watched = watched or pass_on is not None or self._holds
-        self._ledger = Ledger(self._gone) if self._counts and not self.watched else None
+        self._ledger = Ledger(self._ended) if self._counts and not self.watched else None
         self.replicas: list[Receiver] = []  # by place, as routers number them
         self._collectors: list[Finished] = []  # their ``collect``, where nobody looks at them meanwhile
         self.queue_timeout_s = plan.queue_timeout_s  # s at the door, None: for ever
@@ -95,7 +96,7 @@ class Dispatcher:
         """To be called when a request ends on the replica at ``index``, when it happens."""
 
         def finished(request: Request, time: float) -> None:
-            self._gone(index, request)
+            self._ended(index, request, time)
             if self._pass_on is not None:
                 self._pass_on(request, time)
             if self.door:
@@ -171,6 +172,11 @@ class Dispatcher:
     def left(self, index: int, request: Request) -> None:
         """A request has gone from a replica without having ended: counters and routers forget it there."""
         self._gone(index, request)
+
+    def _ended(self, index: int, request: Request, time: float) -> None:
+        self._gone(index, request)
+        if self._hears:
+            self._router.finished(request, index, time)
 
     def _gone(self, index: int, request: Request) -> None:
         if self._counts:

@@ -10,7 +10,7 @@ from simulator.cluster.replica import Replica
 from simulator.replica.steps import OnFinish
 from simulator.scheduling.request import Request
 
-Told = Callable[[int, Request], None]
+Told = Callable[[int, Request, float], None]  # (replica, request, end)
 
 
 class Ledger:
@@ -39,11 +39,11 @@ class Ledger:
         while len(early) <= index:
             early.append(0)
 
-        def finished(request: Request, _: float) -> None:
+        def finished(request: Request, time: float) -> None:
             if early[index]:
                 early[index] -= 1
             else:
-                told(index, request)
+                told(index, request, time)
 
         return finished
 
@@ -62,7 +62,7 @@ class Ledger:
             if releasing:
                 told = early[index]
                 while told < len(releasing) and releasing[told][0] < now:
-                    self._told(index, releasing[told][1])
+                    self._told(index, releasing[told][1], releasing[told][0])
                     told += 1
                 early[index] = told
                 if told < len(releasing) and releasing[told][0] < until:

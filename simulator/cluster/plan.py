@@ -28,6 +28,7 @@ class Group:
     max_model_len: requests whose prompt and output exceed it are not served (0: that of ``args``, where 0 is no limit).
     role: what of a request is computed here: its prompt, its output tokens after the first, or both.
     weight: work it does per second, relative to other groups; for routers that ask.
+    watts: that a replica draws above idle while it computes, of 32 tokens a step; the same.
     model: label of the trace's ``model`` column that is served here; None: any.
     kv: size of a request's KV cache, where it may have to move.
     gpu, num_gpus: what a replica runs on, for the records.
@@ -44,6 +45,7 @@ class Group:
     count: int = 1
     role: Role = "both"
     weight: float = 1.0
+    watts: float = 1.0
     model: str | None = None
     kv: KvBytes | None = None
     gpu: str = ""

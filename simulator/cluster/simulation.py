@@ -302,6 +302,7 @@ class Simulation:
         fleet = Fleet(
             len(groups),
             weight=[group.weight for group in groups],
+            watts=[group.watts for group in groups],
             num_blocks=[group.kv_blocks for group in groups],
             block_size=[group.args.block_size for group in groups],
             metrics_interval_s=self.cluster.router.metrics_interval_s,

@@ -44,6 +44,22 @@ def read_options(kind: type[T], policy: str, given: Mapping[str, object], what: 
     return kind(**{name: _checked(owner, name, value, hints[name]) for name, value in given.items()})
 
 
+def numbers(owner: str, name: str, text: str) -> tuple[float, ...]:
+    """The positive numbers of an option such as "1, 2.5". owner: whose option, such as "router 'random'".
+
+    Raises PolicyError for anything else.
+    """
+    try:
+        found = tuple(float(part) for part in text.split(",")) if text.strip() else ()
+    except ValueError:
+        found = (-1.0,)
+    if not all(isfinite(value) and value > 0 for value in found):
+        raise PolicyError(
+            f"{owner}: option {name!r} is {text!r}.", remedy="Give positive numbers separated by commas."
+        )
+    return found
+
+
 def _checked(owner: str, name: str, value: object, hint: Any) -> object:
     limits: list[Range] = []
     if get_origin(hint) is Annotated:

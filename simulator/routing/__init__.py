@@ -2,6 +2,7 @@
 
 from simulator.routing import (  # noqa: F401 - imported to register them
     capacity_weighted,
+    cs_ucb,
     freeness,
     least_heavy,
     least_kv,

@@ -28,11 +28,13 @@ class Fleet:
         weight: Sequence[float],
         num_blocks: Sequence[int],
         block_size: Sequence[int] | None = None,
+        watts: Sequence[float] | None = None,
         metrics_interval_s: float = 0.0,
         scrape: Callable[[float], None] | None = None,
     ) -> None:
         self.size = size
         self.weight: Floats = np.asarray(weight, dtype=np.float64)
+        self.watts: Floats = np.asarray([1.0] * size if watts is None else watts, dtype=np.float64)  # above idle, busy
         self.num_blocks: Ints = np.asarray(num_blocks, dtype=np.int64)
         self.block_size: Ints = np.asarray([16] * size if block_size is None else block_size, dtype=np.int64)  # tokens
         # Counters change with every request and are read all at once: an array for one at a time, numpy's view of it.

@@ -25,6 +25,7 @@ class Needs(Flag):
     CACHES = auto()  # what the engines' prefix caches hold, told when they are scraped
     QUEUED_TOKENS = auto()  # prompt tokens still to compute, scraped
     ENDINGS = auto()  # a call of ``ended`` for each request
+    FINISHES = auto()  # a call of ``finished`` for each request
 
 
 class Predictor(Protocol):
@@ -82,6 +83,10 @@ class Router(Protocol):
     def ended(self, request: Request, replica: int) -> None:
         """A request has left ``replica``. Those of different replicas may be told out of order, all before the next
         ``route`` at a later time. Called where ``needs`` has ``ENDINGS``."""
+
+    def finished(self, request: Request, replica: int, time: float) -> None:
+        """A request has got its last token on ``replica`` at ``time`` (s). Told as ``ended`` is, where ``needs`` has
+        ``FINISHES``; not told of requests that leave a replica otherwise."""
 
 
 class Uniforms:

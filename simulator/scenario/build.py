@@ -196,6 +196,7 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
             count=setup.replicas,
             role=spec.role,
             weight=spec.weight if spec.weight is not None else speed / speeds[0],
+            watts=(float(setup.power.watts(32)) - setup.power.idle_w) * setup.num_gpus,
             model=spec.serves,
             kv=interconnect.kv_bytes(setup.model, setup.cost.placed),
             gpu=setup.gpu.name,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
 from typing import Annotated
 
-from simulator.core.errors import PolicyError
-from simulator.core.options import Range, read_options
+from simulator.core.options import Range, numbers, read_options
 from simulator.scheduling.args import EngineArgs
 from simulator.scheduling.ordered import Ordered, Rank
 from simulator.scheduling.policy import POLICIES
@@ -39,23 +37,9 @@ class Edf(Ordered):
     def __init__(self, args: EngineArgs) -> None:
         super().__init__(args)
         options = read_options(EdfOptions, args.policy, args.options)
-        self.deadlines = numbers(args.policy, "deadlines_s", options.deadlines_s)
+        self.deadlines = numbers(f"engine policy {args.policy!r}", "deadlines_s", options.deadlines_s)
         self.default = options.default_deadline_s
 
     def rank(self, request: Request) -> Rank:
         code = request.slo_class
         return (request.arrival + (self.deadlines[code] if 0 <= code < len(self.deadlines) else self.default),)
-
-
-def numbers(policy: str, name: str, text: str) -> tuple[float, ...]:
-    """The positive numbers of an option such as "1, 2.5". Raises PolicyError for anything else."""
-    try:
-        found = tuple(float(part) for part in text.split(",")) if text.strip() else ()
-    except ValueError:
-        found = (-1.0,)
-    if not all(isfinite(value) and value > 0 for value in found):
-        raise PolicyError(
-            f"engine policy {policy!r}: option {name!r} is {text!r}.",
-            remedy="Give positive numbers separated by commas.",
-        )
-    return found

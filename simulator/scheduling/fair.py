@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Annotated
 
-from simulator.core.options import Range
+from simulator.core.options import Range, numbers
 from simulator.scheduling.args import EngineArgs
-from simulator.scheduling.edf import numbers
 from simulator.scheduling.prediction import made
 from simulator.scheduling.request import Request
 from simulator.scheduling.state import EngineState
@@ -85,7 +84,7 @@ class Fair(Vllm):
     def __init__(self, args: EngineArgs, options: Fairness) -> None:
         super().__init__(replace(args, options={}))
         self.input_weight, self.output_weight = options.input_weight, options.output_weight
-        self.weights = numbers(args.policy, "weights", options.weights)
+        self.weights = numbers(f"engine policy {args.policy!r}", "weights", options.weights)
 
     def choose(self, tenants: list[int]) -> int:
         """Whose head is next, of the tenants that wait (one at least)."""
