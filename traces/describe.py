@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.core.errors import TraceError
-from traces.prefix import infinite_cache_hits
+from traces.prefix import first_seen, infinite_cache_hits
 from traces.trace import Floats, Trace
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class Description:
     think_time_p50_s: float | None
     prefix_hit_ratio: float | None
     block_tokens: int | None
+    chunk_hit_ratio: float | None
     labels: dict[str, int]  # label column -> distinct names
     notes: tuple[str, ...]
 
@@ -85,6 +86,8 @@ class Description:
             found.append(("think time", f"p50 {_figure(self.think_time_p50_s)} s"))
         if self.prefix_hit_ratio is not None:
             found.append(("ideal prefix hits", f"{self.prefix_hit_ratio:.1%} ({self.block_tokens}-token blocks)"))
+        if self.chunk_hit_ratio is not None:
+            found.append(("ideal chunk hits", f"{self.chunk_hit_ratio:.1%} (of all prompt tokens)"))
         found += [(name, f"{count:,} distinct") for name, count in self.labels.items()]
         return found + [("note", note) for note in self.notes]
 
@@ -113,6 +116,7 @@ def describe(trace: Trace) -> Description:
         think_time_p50_s=float(np.median(thinks)) if len(thinks) else None,
         prefix_hit_ratio=prefix_hit_ratio(trace),
         block_tokens=trace.prefix.block_tokens if trace.prefix is not None else None,
+        chunk_hit_ratio=chunk_hit_ratio(trace),
         labels={n: len(np.unique(c.codes[c.codes >= 0])) for n in names if (c := getattr(trace, n)) is not None},
         notes=trace.notes,
     )
@@ -124,6 +128,15 @@ def prefix_hit_ratio(trace: Trace) -> float | None:
         return None
     hits = infinite_cache_hits(trace.prefix).sum() * trace.prefix.block_tokens
     return float(hits / trace.prompt_tokens.sum())
+
+
+def chunk_hit_ratio(trace: Trace) -> float | None:
+    """Prompt tokens in chunks that came before, wherever they stood, over all prompt tokens; None without chunks."""
+    chunks = trace.chunks
+    if chunks is None:
+        return None
+    seen = first_seen(chunks.ids) < np.arange(len(chunks.ids))
+    return float(chunks.tokens[seen].sum() / trace.prompt_tokens.sum())
 
 
 def peak_minute_rate(trace: Trace) -> float:

@@ -97,3 +97,27 @@ def infinite_cache_hits(prefix: PrefixBlocks) -> NDArray[np.int64]:
     seen = owner[first_seen(prefix.ids)] < owner
     running = np.concatenate(([0], np.cumsum(seen)))
     return running[prefix.offsets[1:]] - running[prefix.offsets[:-1]]
+
+
+def blocks_of_parts(parts: PrefixBlocks, tokens: Ints, block_tokens: int) -> PrefixBlocks:
+    """Chained ids of the full blocks of prompts that are sequences of parts.
+
+    What stands before a block's end is known from the chain of parts up to the one its last token lies in, and from the
+    block's position: that pair is its id.
+    """
+    chained = chain_ids(parts).ids
+    ends = row_cumsum(tokens, parts.offsets)
+    per_part = ends // block_tokens - (ends - tokens) // block_tokens
+    last = np.repeat(np.arange(len(parts.ids)), per_part)
+    starts = np.repeat(np.cumsum(per_part) - per_part, per_part)
+    position = np.repeat((ends - tokens) // block_tokens, per_part) + np.arange(len(last)) - starts
+    total = np.concatenate(([0], np.cumsum(per_part)))
+    _, ids = np.unique(chained[last] * (int(position.max(initial=0)) + 1) + position, return_inverse=True)
+    return PrefixBlocks(total[parts.offsets], ids.astype(np.int64), block_tokens)
+
+
+def row_cumsum(values: Ints, offsets: Ints) -> Ints:
+    """Running sums of ragged rows, each from its own start."""
+    running = np.concatenate(([0], np.cumsum(values)))
+    within: Ints = running[1:] - np.repeat(running[offsets[:-1]], np.diff(offsets))
+    return within

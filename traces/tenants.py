@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simulator.core.errors import TraceError
-from traces.trace import Labels, PrefixBlocks, Trace
+from traces.trace import Ints, Labels, Trace
 
 Salt = Literal["tenant", "session"]
 
@@ -40,10 +41,16 @@ def salted(trace: Trace, by: Salt) -> Trace:
     if salt is None:
         remedy = "Draw some with the transform `tenants`." if by == "tenant" else "Salt by tenant instead."
         raise TraceError(f"cache_salt: the trace has no {by} column", where=trace.source, remedy=remedy)
-    prefix = trace.prefix
-    if prefix is None:
-        return trace
-    _, block = np.unique(prefix.ids, return_inverse=True)
+    prefix, chunks = trace.prefix, trace.chunks
+    if prefix is not None:
+        prefix = replace(prefix, ids=_with_salt(prefix.ids, np.repeat(salt, prefix.counts())))
+    if chunks is not None:
+        chunks = replace(chunks, ids=_with_salt(chunks.ids, np.repeat(salt, chunks.counts())))
+    return replace(trace, prefix=prefix, chunks=chunks)
+
+
+def _with_salt(ids: Ints, salt: NDArray[Any]) -> Ints:
+    _, block = np.unique(ids, return_inverse=True)
     names, code = np.unique(salt, return_inverse=True)
-    _, ids = np.unique(block * len(names) + np.repeat(code, prefix.counts()), return_inverse=True)
-    return replace(trace, prefix=PrefixBlocks(prefix.offsets, ids.astype(np.int64), prefix.block_tokens))
+    _, salted_ids = np.unique(block * len(names) + code, return_inverse=True)
+    return np.asarray(salted_ids, dtype=np.int64)

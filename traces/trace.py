@@ -18,6 +18,8 @@ column             unit      meaning
 ``adapter``        label     LoRA adapter
 ``model``          label     model asked for
 ``slo_class``      label     service class
+``chunks``         ids       parts the prompt begins with (passages), each with its
+                             tokens: equal id = equal text, wherever it stands
 =================  ========  ==========================================================
 
 A ``Trace`` checks itself when it is built and refuses what could not be served in this order: an arrival that is
@@ -124,6 +126,50 @@ class PrefixBlocks:
 
 
 @dataclass(frozen=True, slots=True)
+class Chunks:
+    """Parts that prompts begin with, one after the other, in CSR form: what a retriever puts in front of a question.
+
+    Row ``i`` owns entries ``offsets[i]:offsets[i + 1]`` of ``ids`` and ``tokens``. Unlike blocks, equal ids are equal
+    text whatever stands before them. What the parts leave over of a prompt stands at its end.
+    """
+
+    offsets: Ints  # (n + 1,)
+    ids: Ints  # (offsets[-1],)
+    tokens: Ints  # (offsets[-1],) >= 1
+
+    def __post_init__(self) -> None:
+        for name in ("offsets", "ids", "tokens"):
+            object.__setattr__(self, name, _column(f"chunk {name}", getattr(self, name), np.int64))
+        offsets = self.offsets
+        if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(self.ids) or (np.diff(offsets) < 0).any():
+            raise TraceError("chunk offsets must start at 0, never fall, and end at the number of ids")
+        if len(self.tokens) != len(self.ids) or (self.tokens < 1).any():
+            raise TraceError("every chunk has one length in tokens, >= 1")
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def counts(self) -> Ints:
+        """Chunks per row."""
+        return np.diff(self.offsets)
+
+    def totals(self) -> Ints:
+        """Tokens of all chunks of each row."""
+        running = np.concatenate(([0], np.cumsum(self.tokens)))
+        return np.asarray(running[self.offsets[1:]] - running[self.offsets[:-1]])
+
+    def take(self, index: NDArray[Any]) -> Chunks:
+        """The rows of a boolean mask or of an integer index."""
+        entries = PrefixBlocks(self.offsets, np.arange(len(self.ids)), 1).take(index)
+        return Chunks(entries.offsets, self.ids[entries.ids], self.tokens[entries.ids])
+
+    def keep(self, mask: NDArray[np.bool_]) -> Chunks:
+        """Only the entries of ``mask``."""
+        running = np.concatenate(([0], np.cumsum(mask)))
+        return Chunks(running[self.offsets], self.ids[mask], self.tokens[mask])
+
+
+@dataclass(frozen=True, slots=True)
 class Trace:
     """Requests sorted by arrival. See the module's table for columns and units.
 
@@ -142,6 +188,7 @@ class Trace:
     adapter: Labels | None = None
     model: Labels | None = None
     slo_class: Labels | None = None
+    chunks: Chunks | None = None
     source: str = "unnamed"
     notes: tuple[str, ...] = field(default=())  # e.g. "3 rows skipped: output_tokens = 0"
 
@@ -173,12 +220,15 @@ class Trace:
         if self.prefix is not None:
             over = self.prefix.counts() * self.prefix.block_tokens > self.prompt_tokens
             self._refuse("prefix", over, f"lists more full blocks of {self.prefix.block_tokens} tokens than the prompt")
+        if self.chunks is not None:
+            self._refuse("chunks", self.chunks.totals() > self.prompt_tokens, "hold more tokens than the prompt")
 
     def _refuse(self, column: str, wrong: NDArray[np.bool_], why: str, remedy: str | None = None) -> None:
         if wrong.any():
             row = int(np.argmax(wrong))
             values = getattr(self, column)
-            value = f"{len(values.row(row))} blocks" if isinstance(values, PrefixBlocks) else values[row]
+            ragged = {PrefixBlocks: "blocks", Chunks: "chunks"}.get(type(values))
+            value = f"{values.counts()[row]} {ragged}" if ragged else values[row]
             raise TraceError(f"row {row}: {column} = {value} {why}", where=self.source, remedy=remedy)
 
     def __len__(self) -> int:
@@ -205,7 +255,7 @@ class Trace:
         if index.dtype == np.bool_ and len(index) != len(self):
             raise TraceError(f"mask of {len(index)} rows for a trace of {len(self)}", where=self.source)
         rows = {n: v[index] for n in FLOAT_COLUMNS + INT_COLUMNS if (v := getattr(self, n)) is not None}
-        rows |= {n: v.take(index) for n in ("prefix", *LABEL_COLUMNS) if (v := getattr(self, n)) is not None}
+        rows |= {n: v.take(index) for n in ("prefix", "chunks", *LABEL_COLUMNS) if (v := getattr(self, n)) is not None}
         return replace(self, **rows)
 
     def columns(self) -> tuple[str, ...]:
@@ -213,11 +263,14 @@ class Trace:
         return tuple(name for name in COLUMNS if getattr(self, name) is not None)
 
     def to_arrow(self) -> Any:
-        """A ``pyarrow.Table``, one column each; ``prefix`` is a list column; source and notes sit in its metadata."""
+        """A ``pyarrow.Table``, one column each; ``prefix`` and ``chunks`` are lists; source and notes are metadata."""
         import pyarrow as pa
 
         build: dict[str, Callable[[Any], Any]] = {
             "prefix": lambda p: pa.LargeListArray.from_arrays(p.offsets, p.ids),
+            "chunks": lambda c: pa.LargeListArray.from_arrays(
+                c.offsets, pa.StructArray.from_arrays([pa.array(c.ids), pa.array(c.tokens)], ["id", "tokens"])
+            ),
             **dict.fromkeys(LABEL_COLUMNS, lambda labels: pa.array(labels.values(), pa.string())),
         }
         arrays = {name: build.get(name, pa.array)(getattr(self, name)) for name in self.columns()}
@@ -242,14 +295,16 @@ class Trace:
     def to_csv(self, path: str | Path) -> None:
         """Text with the columns' names; gzipped where the name ends in ``.gz``.
 
-        Blocks are ids separated by spaces in a column named ``prefix_<block_tokens>``. Numbers are written in full, so
-        that ``read_trace`` gives the same columns back; ``notes`` are not kept.
+        Blocks are ids separated by spaces in a column named ``prefix_<block_tokens>``, chunks ``id:tokens``. Numbers
+        are written in full, so that ``read_trace`` gives the same columns back; ``notes`` are not kept.
         """
         frame = self.to_frame()
         if self.prefix is not None:
             text = [" ".join(map(str, ids)) for ids in frame["prefix"]]
             frame["prefix"] = text
             frame = frame.rename(columns={"prefix": f"prefix_{self.prefix.block_tokens}"})
+        if self.chunks is not None:
+            frame["chunks"] = [" ".join(f"{c['id']}:{c['tokens']}" for c in row) for row in frame["chunks"]]
         frame.to_csv(path, index=False)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from simulator.core.errors import TraceError
 from traces.generate.arrivals import Arrivals
 from traces.prefix import chain_ids, cut_to_full_blocks
-from traces.trace import FLOAT_COLUMNS, INT_COLUMNS, LABEL_COLUMNS, Floats, Ints, Labels, PrefixBlocks, Trace
+from traces.trace import FLOAT_COLUMNS, INT_COLUMNS, LABEL_COLUMNS, Chunks, Floats, Ints, Labels, PrefixBlocks, Trace
 
 
 def head(trace: Trace, n: int) -> Trace:
@@ -80,8 +80,16 @@ def clip_lengths(trace: Trace, *, max_prompt_tokens: int | None = None, max_outp
     output = np.minimum(trace.output_tokens, max_output_tokens or np.iinfo(np.int64).max)
     cut = int(((prompt < trace.prompt_tokens) | (output < trace.output_tokens)).sum())
     prefix = cut_to_full_blocks(trace.prefix, prompt) if trace.prefix is not None else None
+    chunks = _cut_chunks(trace.chunks, prompt) if trace.chunks is not None else None
     notes = (*trace.notes, f"{cut} requests cut to the length limits") if cut else trace.notes
-    return replace(trace, prompt_tokens=prompt, output_tokens=output, prefix=prefix, notes=notes)
+    return replace(trace, prompt_tokens=prompt, output_tokens=output, prefix=prefix, chunks=chunks, notes=notes)
+
+
+def _cut_chunks(chunks: Chunks, prompt: Ints) -> Chunks:
+    """Drop the chunks that reach beyond their prompt."""
+    running = np.concatenate(([0], np.cumsum(chunks.tokens)))
+    within = running[1:] - np.repeat(running[chunks.offsets[:-1]], chunks.counts())
+    return chunks.keep(within <= np.repeat(prompt, chunks.counts()))
 
 
 def repeat(trace: Trace, times: int, *, gap_s: float | None = None, share_prefixes: bool = False) -> Trace:
@@ -115,9 +123,10 @@ def merge(traces: Sequence[Trace], *, share_prefixes: bool = False) -> Trace:
     columns |= {name: _joined_labels(traces, name) for name in LABEL_COLUMNS}
     columns["session"] = _joined_sessions(traces)
     columns["prefix"] = _joined_prefix(traces, share=share_prefixes)
+    columns["chunks"] = _joined_chunks(traces, share=share_prefixes)
     order = np.argsort(columns["arrival"], kind="stable")
     taken: dict[str, Any] = {
-        name: values.take(order) if isinstance(values, Labels | PrefixBlocks) else values[order]
+        name: values.take(order) if isinstance(values, Labels | PrefixBlocks | Chunks) else values[order]
         for name, values in columns.items()
         if values is not None
     }
@@ -181,6 +190,24 @@ def _joined_prefix(traces: Sequence[Trace], *, share: bool) -> PrefixBlocks | No
         ids.append(own)
         counts.append(trace.prefix.counts())
     return PrefixBlocks(np.concatenate(([0], np.cumsum(np.concatenate(counts)))), np.concatenate(ids), sizes.pop())
+
+
+def _joined_chunks(traces: Sequence[Trace], *, share: bool) -> Chunks | None:
+    if all(t.chunks is None for t in traces):
+        return None
+    first, ids, tokens, counts = 0, [], [], []
+    for trace in traces:
+        chunks = trace.chunks
+        if chunks is None:
+            counts.append(np.zeros(len(trace), dtype=np.int64))
+            continue
+        _, dense = np.unique(chunks.ids, return_inverse=True)
+        own = chunks.ids if share else dense.astype(np.int64) + first
+        first = int(own.max(initial=first - 1)) + 1
+        ids.append(own)
+        tokens.append(chunks.tokens)
+        counts.append(chunks.counts())
+    return Chunks(np.concatenate(([0], np.cumsum(np.concatenate(counts)))), np.concatenate(ids), np.concatenate(tokens))
 
 
 def _forget_first_think(trace: Trace) -> Trace:

@@ -8,13 +8,16 @@ from dataclasses import dataclass, fields, replace
 from simulator.cluster.plan import ClusterPlan, Group, RouterPlan
 from simulator.core.errors import ScenarioError
 from simulator.core.random import streams
+from simulator.cost.beside import beside
 from simulator.cost.calibrated import Calibrated, cost_model
 from simulator.cost.calibration import Calibration, choose
 from simulator.cost.defaults import NEWEST, batch_defaults, engine_overhead
+from simulator.cost.interface import StepCost
 from simulator.cost.memory import MemoryPlan, memory_plan
 from simulator.cost.other_kernels import OtherKernels
 from simulator.cost.placement import Deployment
 from simulator.cost.power import ClockedCost, PowerModel, PowerSetting, power_model
+from simulator.cost.speculative import Drafter, SpeculativeCost
 from simulator.cost.step import OperatorCost
 from simulator.hardware.gpu import Gpu, gpu
 from simulator.kv.tiers import TierPlan, TierSet
@@ -26,6 +29,7 @@ from simulator.routing import ROUTERS
 from simulator.scenario import interconnect, sharing
 from simulator.scenario.cluster import GroupSpec
 from simulator.scenario.config import Scenario, SloSpec
+from simulator.scenario.drafter import build_drafter
 from simulator.scenario.engine import EngineSpec, ModelSpec
 from simulator.scenario.front import front_plan
 from simulator.scenario.life import Kind, build_life
@@ -54,6 +58,7 @@ class Setup:
     usd_per_hour: float | None  # of one replica; None: no price known
     power: PowerModel
     tiers: TierSet | None = None  # slower places for KV
+    drafter: Drafter | None = None  # who drafts; None: nobody
     name: str = "replicas"  # of the group
     replicas: int = 1
 
@@ -100,6 +105,7 @@ def build(scenario: Scenario) -> Setup:
                 engine.prefill_context_parallel_size,
                 engine.decode_context_parallel_size,
                 engine.context_parallel_layout,
+                experts=None if engine.experts is None else engine.experts.build(),
             ),
             overhead=engine_overhead(
                 card,
@@ -112,13 +118,20 @@ def build(scenario: Scenario) -> Setup:
             ),
             speed=None if scenario.hardware.kernel_speed is None else scenario.hardware.kernel_speed.build(),
         )
+    drafter = None
+    if engine.speculative_config is not None:
+        with at("engine.speculative_config"):
+            drafter = build_drafter(engine.speculative_config, cost)
+            given_blocks = engine.num_gpu_blocks_override is not None
+            memory = beside(memory, drafter.weight_bytes, drafter.kv_bytes_per_token, given_blocks=given_blocks)
     with at("hardware.clock"):
         power_model(card, PowerSetting(clock=scenario.hardware.clock))
     with at("hardware.power_cap_w"):
         power = power_model(card, PowerSetting(scenario.hardware.power_cap_w, scenario.hardware.clock))
     # Rows count the tokens of all data-parallel or context-parallel ranks, each of which needs a ridge of its own.
     several = engine.data_parallel_size * engine.prefill_context_parallel_size
-    power = replace(power, ridge_tokens=power.ridge_tokens * several)
+    queries = () if args.speculation is None else args.speculation.queries
+    power = replace(power, ridge_tokens=power.ridge_tokens * several, queries=queries)
     each = scenario.hardware.price_per_gpu_hour
     each = card.price_per_hour if each is None else each
     return Setup(
@@ -134,6 +147,7 @@ def build(scenario: Scenario) -> Setup:
         usd_per_hour=None if each is None else each * memory.num_gpus,
         power=power,
         tiers=build_tiers(engine, args, served, memory, card),
+        drafter=drafter,
     )
 
 
@@ -189,7 +203,7 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
     groups = tuple(
         Group(
             setup.args,
-            setup.cost if setup.power.setting == PowerSetting() else ClockedCost(setup.cost, setup.power),
+            step_cost(setup),
             setup.num_gpu_blocks,
             setup.args.max_model_len,
             name=setup.name,
@@ -207,17 +221,19 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
         for setup, spec, speed in zip(setups, specs, speeds, strict=True)
     )
     router, handover = scenario.cluster.router, scenario.cluster.disaggregated
+    kinds = [Kind(setup.name, setup.replicas, setup.args, setup.memory, setup.gpu) for setup in setups]
+    life = build_life(scenario.cluster, kinds, scenario.seed)
     ways, migration = None, scenario.cluster.migration
     if handover is not None or migration is not None:
         engines = [interconnect.Engine(setup.model, setup.gpu, setup.cost.placed) for setup in setups]
         interconnect.check_same_kv(groups, engines, "cluster.groups")
-        ways = interconnect.topology(scenario.cluster.network, groups, engines)
+        places = [g.count for g in groups] if life is None else [g.max_replicas for g in life.groups]
+        ways = interconnect.topology(scenario.cluster.network, groups, engines, places)
     if handover is not None:
         with at("cluster.disaggregation.decode_router.policy"):
             ROUTERS.get(handover.decode_router.policy)
     with at("cluster.router.policy"):
         ROUTERS.get(router.policy)
-    kinds = [Kind(setup.name, setup.replicas, setup.args, setup.memory, setup.gpu) for setup in setups]
     admission, slo = scenario.cluster.admission, setups[0].slo
     plan = ClusterPlan(
         groups,
@@ -226,11 +242,27 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
         migration=None if migration is None else migration.plan(),
         topology=ways,
         admission=None if admission is None else admission.plan(None if slo is None else slo.ttft_s),
-        life=build_life(scenario.cluster, kinds, scenario.seed),
+        life=life,
         front=front_plan(scenario.cluster.response_cache, scenario.cluster.retrieval_s),
     )
     interconnect.check(plan)
     return plan
+
+
+def step_cost(setup: Setup) -> StepCost:
+    """What the steps of an engine take: its model's operators, its drafts, its clock."""
+    speculation = setup.args.speculation
+    if setup.power.setting == PowerSetting():
+        if speculation is None or setup.drafter is None:
+            return setup.cost
+        return SpeculativeCost(setup.cost, setup.drafter, speculation.drafts, speculation.verified)
+    if speculation is not None:
+        raise ScenarioError(
+            "speculation on GPUs whose power is capped or clock locked is not modelled.",
+            where="hardware",
+            remedy="Leave power_cap_w and clock, or engine.speculative_config, out.",
+        )
+    return ClockedCost(setup.cost, setup.power)
 
 
 def work_per_s(setup: Setup) -> float:
@@ -263,6 +295,7 @@ def plan_memory(scenario: Scenario, args: EngineArgs, served: Model, card: Gpu) 
         num_redundant_experts=engine.num_redundant_experts,
         prefill_context_parallel_size=engine.prefill_context_parallel_size,
         decode_context_parallel_size=engine.decode_context_parallel_size,
+        experts=None if engine.experts is None else engine.experts.build(),
     )
 
 
@@ -280,7 +313,9 @@ def engine_blocks(memory: MemoryPlan, block_size: int) -> int:
 def engine_args(scenario: Scenario, served: Model, card: Gpu) -> EngineArgs:
     """The scenario's engine fields, with vLLM's defaults for this model and GPU where they are null."""
     spec, defaults = scenario.engine, batch_defaults(card, served)
-    given = {f.name: getattr(spec, f.name) for f in fields(EngineArgs)}
+    given = {f.name: getattr(spec, f.name) for f in fields(EngineArgs) if hasattr(spec, f.name)}
+    if spec.speculative_config is not None:
+        given["speculation"] = spec.speculative_config.build_args()
     if spec.max_num_seqs is None:
         given["max_num_seqs"] = defaults.max_num_seqs
     if spec.max_num_batched_tokens is None:
@@ -338,6 +373,7 @@ def _source(workload: Workload, seed: int) -> Trace:
             arrivals=mix.arrivals.build(),
             lengths=mix.lengths.build(),
             sessions=mix.sessions.build() if mix.sessions else None,
+            documents=mix.documents.build() if mix.documents else None,
             num_requests=mix.num_requests,
             generators=generators,
         )

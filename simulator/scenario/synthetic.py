@@ -21,7 +21,7 @@ from simulator.scenario.spec import (
     Seconds,
     spec,
 )
-from traces.generate import Arrivals, Distribution, Lengths, Sessions, diurnal
+from traces.generate import Arrivals, Distribution, Documents, Lengths, Sessions, diurnal
 from traces.generate import arrivals as arrive
 from traces.generate import distributions as dist
 
@@ -350,6 +350,34 @@ class SessionsSpec:
 
 
 @spec
+class DocumentsSpec:
+    """What a retriever puts in front of every prompt (RAG); requests share documents, wherever they stand."""
+
+    count: Annotated[int, Field(strict=True, ge=1, le=100_000_000)]
+    """Documents in the collection."""
+    tokens: DistributionSpec
+    """Tokens of a document."""
+    per_request: Annotated[int, Field(strict=True, ge=1, le=1000)] = 1
+    """Different documents in each prompt."""
+    zipf: NonNegativeNumber = 0.0
+    """Popularity of the documents: rank to the power of minus this."""
+    shared_prefix_tokens: NonNegative = 0
+    """Tokens of a system prompt before them."""
+    block_tokens: Positive = 16
+    """Tokens per prefix block."""
+
+    def build(self) -> Documents:
+        return Documents(
+            count=self.count,
+            tokens=self.tokens.build(),
+            per_request=self.per_request,
+            zipf=self.zipf,
+            shared_prefix_tokens=self.shared_prefix_tokens,
+            block_tokens=self.block_tokens,
+        )
+
+
+@spec
 class Synthetic:
     """Requests drawn from given distributions."""
 
@@ -361,6 +389,12 @@ class Synthetic:
     """How long they are."""
     sessions: SessionsSpec | None = None
     """How they form conversations; null: they do not."""
+    documents: DocumentsSpec | None = None
+    """What is retrieved for each of them; `lengths.prompt` is then the question. null: nothing."""
+
+    def __post_init__(self) -> None:
+        if self.sessions is not None and self.documents is not None:
+            raise ValueError("give either 'sessions' or 'documents'.")
 
 
 def _or_infinity(value: float | None) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import time
 from pathlib import Path
 
@@ -15,6 +17,10 @@ from traces.prefix import is_chained
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "traces"
 pytestmark = pytest.mark.skipif(not DATA.exists(), reason="the public traces are not here (../shared/data/traces)")
+
+
+def lines_of(name: str) -> list[bytes]:
+    return gzip.decompress((DATA / name).read_bytes()).split(b"\n")
 
 
 @pytest.mark.parametrize(
@@ -65,6 +71,15 @@ def test_ragpulse_prompts_share_their_system_prompts_and_passages():
     assert trace.session is not None
     assert len(np.unique(trace.session)) == 3990
     assert "1 were out of order" in trace.notes[0]
+    assert describe(trace).prefix_hit_ratio == pytest.approx(0.315, abs=0.001)  # in tokens, by the parts' order
+    rows = [json.loads(line) for line in lines_of("ragpulse/0_trace.jsonl.gz") if line.strip()]
+    passages = [i for row in rows for i in row["hash_ids"]["passages_ids"]]
+    assert 1 - len(set(passages)) / len(passages) == pytest.approx(0.90, abs=0.005)
+    assert trace.chunks is not None
+    retrieved = np.isin(trace.chunks.ids, np.array(passages))
+    assert retrieved.sum() == len(passages)
+    first = np.unique(trace.chunks.ids[retrieved], return_index=True)[1]
+    assert 1 - len(first) / retrieved.sum() == pytest.approx(0.90, abs=0.005)
     with pytest.raises(TraceError, match=r"0_trace\.jsonl\.gz:\d+: the row arrives before"):
         read_trace(DATA / "ragpulse/0_trace.jsonl.gz", strict=True)
 
@@ -80,6 +95,30 @@ def test_weka_conversations_come_with_their_sub_agents():
     assert d.sessions > 40
     assert d.prefix_hit_ratio is not None
     assert d.prefix_hit_ratio > 0.9
+
+
+def test_weka_conversations_hit_what_the_same_conversation_had():
+    """96.3 % of all prompt tokens (all 710 conversations, this walk), of which these are the first 30."""
+    lines = lines_of("weka-claude-code/traces.jsonl.gz")[:30]
+    tokens = hits = 0
+    for line in lines:
+        seen: set[int] = set()
+        agents = [json.loads(line)["requests"]]
+        rows: list[tuple[float, list[int], int]] = []
+        while agents:
+            for entry in agents.pop():
+                if "requests" in entry:
+                    agents.append(entry["requests"])
+                elif entry["out"]:
+                    ids = [i for first, count in entry["h"] for i in range(first, first + count)]
+                    rows.append((entry["t"], ids, entry["in"]))
+        for _, ids, prompt in rows:
+            hits += 64 * next((k for k, block in enumerate(ids[: prompt // 64]) if block not in seen), prompt // 64)
+            tokens += prompt
+            seen.update(ids)
+    assert hits / tokens == pytest.approx(0.963, abs=0.03)
+    found = read_trace(DATA / "weka-claude-code/traces.jsonl.gz", conversations=30, session_rate=1e-6)
+    assert describe(found).prefix_hit_ratio == pytest.approx(hits / tokens, abs=0.003)
 
 
 def test_a_servegen_window_has_the_rate_its_clients_add_up_to():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from simulator.core.errors import TraceError
 from traces.formats import read_trace
 from traces.prefix import chain_ids, cut_to_full_blocks, from_rows, infinite_cache_hits, is_chained
-from traces.trace import Labels, PrefixBlocks, Trace
+from traces.trace import Chunks, Labels, PrefixBlocks, Trace
 
 
 def small(**columns):
@@ -76,6 +76,7 @@ def test_what_is_written_is_read_back_column_by_column(tmp_path, name):
         tenant=Labels.of(["zürich, ch", None, 'a"b']),
         priority=[0, -1, 3],
         model=Labels.of(["m", "m", "m"]),
+        chunks=Chunks(np.array([0, 2, 2, 3]), np.array([7, 8, 7]), np.array([3, 4, 3])),
         notes=("1 of 4 rows skipped",),
     )
     path = tmp_path / name
@@ -86,6 +87,9 @@ def test_what_is_written_is_read_back_column_by_column(tmp_path, name):
     assert trace.prefix is not None
     assert again.prefix.block_tokens == 16
     assert [again.prefix.row(i).tolist() for i in range(3)] == [[5, 6], [5, 7], []]
+    assert again.chunks is not None
+    assert again.chunks.offsets.tolist() == [0, 2, 2, 3]
+    assert (again.chunks.ids.tolist(), again.chunks.tokens.tolist()) == ([7, 8, 7], [3, 4, 3])
     for column in ("arrival", "prompt_tokens", "output_tokens", "session", "turn", "think_time", "priority"):
         np.testing.assert_array_equal(getattr(again, column), getattr(trace, column))
     for column in ("tenant", "model"):

@@ -3,7 +3,7 @@
 Source: github.com/flashserve/RAGPulse (MIT). A prompt is its system prompt, passages, history, web search results and
 user input, in this order; the files ``1_*`` to ``5_*`` beside the trace give each part's tokens. Two prompts share a
 block when all parts up to its end are the same. The 6 to 12 tokens of template that the parts leave over stand at the
-end. ``session_id`` becomes the session; its turns arrive open loop.
+end. ``session_id`` becomes the session; its turns arrive open loop. System prompts and passages are the chunks.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from traces.formats.base import Format, Rows, Sample, Source, open_source, read_jsonl
-from traces.prefix import chain_ids, cut_to_full_blocks, from_rows
-from traces.trace import Ints, PrefixBlocks, Trace
+from traces.prefix import blocks_of_parts, cut_to_full_blocks, from_rows, positions, row_cumsum
+from traces.trace import Chunks, Ints, PrefixBlocks, Trace
 
 PARTS = ("sys_prompt", "passages_ids", "history", "web_search", "user_input")
 _FILES = {
@@ -35,7 +35,8 @@ def read(source: Source, *, block_tokens: int = 16) -> Trace:
     rows = read_jsonl(source, ("timestamp", "input_length", "output_length", "hash_ids"), ("session_id",))
     prompt = rows.tokens("input_length")
     parts = _parts(rows)
-    prefix = blocks_of_parts(parts, _part_tokens(source, rows, parts), block_tokens)
+    tokens = _part_tokens(source, rows, parts)
+    prefix = blocks_of_parts(parts, tokens, block_tokens)
     session, turn = _sessions(rows)
     return rows.build(
         arrival=rows.floats("timestamp", low=0),
@@ -44,6 +45,7 @@ def read(source: Source, *, block_tokens: int = 16) -> Trace:
         prefix=cut_to_full_blocks(prefix, prompt),
         session=session,
         turn=turn,
+        chunks=_leading_chunks(rows, parts, tokens, prompt),
     )
 
 
@@ -61,6 +63,17 @@ def _is_parts(value: Any) -> bool:
         isinstance(ids, list) and all(type(i) is int and 0 <= i < 2**62 for i in ids)
         for ids in (value.get(part, []) for part in PARTS)
     )
+
+
+def _leading_chunks(rows: Rows, parts: PrefixBlocks, tokens: Ints, prompt: Ints) -> Chunks:
+    """System prompts and passages: what later prompts may hold again in another place."""
+    retrieved = [
+        sum(len(v.get(part, ())) for part in PARTS[:2]) if ok else 0
+        for v, ok in zip(rows.columns["hash_ids"], rows.ok, strict=True)
+    ]
+    leading = positions(parts) < np.repeat(retrieved, parts.counts())
+    fits = row_cumsum(tokens, parts.offsets) <= np.repeat(prompt, parts.counts())
+    return Chunks(parts.offsets, parts.ids, np.maximum(tokens, 1)).keep(leading & fits & (tokens > 0))
 
 
 def _part_tokens(source: Source, rows: Rows, parts: PrefixBlocks) -> Ints:
@@ -89,29 +102,6 @@ def _read_part_file(source: Source, name: str, key: str) -> tuple[Ints, Ints]:
     if not rows.ok.any():
         raise rows.source.error("holds no part lengths")
     return ids[rows.ok], tokens[rows.ok]
-
-
-def blocks_of_parts(parts: PrefixBlocks, tokens: Ints, block_tokens: int) -> PrefixBlocks:
-    """Chained ids of the full blocks of prompts that are sequences of parts.
-
-    What stands before a block's end is known from the chain of parts up to the one its last token lies in, and from the
-    block's position: that pair is its id.
-    """
-    chained = chain_ids(parts).ids
-    ends = _row_cumsum(tokens, parts.offsets)
-    per_part = ends // block_tokens - (ends - tokens) // block_tokens
-    last = np.repeat(np.arange(len(parts.ids)), per_part)
-    starts = np.repeat(np.cumsum(per_part) - per_part, per_part)
-    position = np.repeat((ends - tokens) // block_tokens, per_part) + np.arange(len(last)) - starts
-    total = np.concatenate(([0], np.cumsum(per_part)))
-    _, ids = np.unique(chained[last] * (int(position.max(initial=0)) + 1) + position, return_inverse=True)
-    return PrefixBlocks(total[parts.offsets], ids.astype(np.int64), block_tokens)
-
-
-def _row_cumsum(values: Ints, offsets: Ints) -> Ints:
-    running = np.concatenate(([0], np.cumsum(values)))
-    within: Ints = running[1:] - np.repeat(running[offsets[:-1]], np.diff(offsets))
-    return within
 
 
 def _sessions(rows: Rows) -> tuple[Ints | None, Ints | None]:

@@ -2,14 +2,14 @@
 
 ``arrival``, ``prompt_tokens`` and ``output_tokens`` are needed, the others optional. ``columns`` says what a foreign
 table calls them: ``columns={"arrival": "arrival_s", "tenant": "client"}``. In CSV, blocks stand in a column named
-``prefix_<block_tokens>`` as ids separated by spaces.
+``prefix_<block_tokens>`` as ids separated by spaces, and chunks as ``id:tokens`` pairs.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +18,11 @@ import numpy as np
 from simulator.core.names import suggestion
 from traces.formats.base import Format, Rows, Sample, Source, read_csv, sample_of, to_floats
 from traces.prefix import cut_to_full_blocks, ensure_chained
-from traces.trace import COLUMNS, LABEL_COLUMNS, METADATA_KEY, Floats, PrefixBlocks, Trace
+from traces.trace import COLUMNS, LABEL_COLUMNS, METADATA_KEY, Chunks, Floats, Ints, PrefixBlocks, Trace
 
 REQUIRED = ("arrival", "prompt_tokens", "output_tokens")
 _PREFIX = re.compile(r"prefix_(\d{1,9})")
+_CHUNK = re.compile(r"(\d{1,18}):([1-9]\d{0,11})")
 
 
 def read(source: Source, *, columns: Mapping[str, str] | None = None, seconds_per_unit: float = 1.0) -> Trace:
@@ -55,6 +56,8 @@ def _build(rows: Rows, prefix_name: str, seconds_per_unit: float) -> Trace:
         optional["think_time"] = _think_time(rows, seconds_per_unit)
     if "prefix" in present:
         optional["prefix"] = _prefix(rows, prefix_name, prompt)
+    if "chunks" in present:
+        optional["chunks"] = _chunks(rows, prompt)
     return rows.build(
         arrival=rows.floats("arrival", low=0) * seconds_per_unit,
         prompt_tokens=prompt,
@@ -88,6 +91,26 @@ def _prefix(rows: Rows, name: str, prompt: Any) -> PrefixBlocks:
     return rows.blocks("prefix", int(match[1]), prompt)
 
 
+def _chunks(rows: Rows, prompt: Ints) -> Chunks:
+    """``id:tokens`` pairs separated by spaces."""
+    lists: list[list[tuple[int, int]]] = []
+    wrong = np.zeros(len(rows), dtype=bool)
+    for i, text in enumerate(rows.text("chunks")):
+        pairs = [_CHUNK.fullmatch(word) for word in (text or "").split()]
+        found = [(int(pair[1]), int(pair[2])) for pair in pairs if pair is not None]
+        wrong[i] = len(found) < len(pairs) or sum(tokens for _, tokens in found) > prompt[i]
+        lists.append([] if wrong[i] else found)
+    rows.refuse("chunks", wrong, "is not a list of id:tokens within the prompt")
+    return chunks_of(lists)
+
+
+def chunks_of(rows: Sequence[Sequence[tuple[int, int]]]) -> Chunks:
+    """CSR form of one list of (id, tokens) per request."""
+    offsets = np.concatenate(([0], np.cumsum([len(row) for row in rows], dtype=np.int64)))
+    flat = np.array([pair for row in rows for pair in row], dtype=np.int64).reshape(-1, 2)
+    return Chunks(offsets, flat[:, 0], flat[:, 1])
+
+
 def _read_parquet(source: Source, columns: Mapping[str, str], seconds_per_unit: float) -> Trace:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -104,16 +127,18 @@ def _read_parquet(source: Source, columns: Mapping[str, str], seconds_per_unit: 
     meta = _metadata(source, table.schema.metadata or {})
     rows = Rows(source, np.arange(1, table.num_rows + 1), {}, np.ones(table.num_rows, dtype=bool))
     prefix = _arrow_prefix(source, table[names["prefix"]], meta) if "prefix" in wanted else None
-    scalars = [name for name in wanted if name != "prefix"]
+    chunks = _arrow_chunks(source, table[names["chunks"]]) if "chunks" in wanted else None
+    scalars = [name for name in wanted if name not in {"prefix", "chunks"}]
     rows.columns = {name: _strings(source, name, table[names[name]]) for name in scalars}
     trace = _build(rows, "", seconds_per_unit)
+    keep = np.flatnonzero(rows.ok)
+    # _build sorts stably by arrival; repeat it on the rows that were kept.
+    order = keep[np.argsort(to_floats(rows.columns["arrival"])[keep], kind="stable")]
     if prefix is not None:
-        keep = np.flatnonzero(rows.ok)
-        # _build sorts stably by arrival; repeat it on the rows that were kept.
-        arrival = to_floats(rows.columns["arrival"])[keep]
-        prefix = prefix.take(keep[np.argsort(arrival, kind="stable")])
-        prefix = ensure_chained(cut_to_full_blocks(prefix, trace.prompt_tokens))
-    return replace(trace, prefix=prefix, notes=(*meta.get("notes", ()), *trace.notes))
+        prefix = ensure_chained(cut_to_full_blocks(prefix.take(order), trace.prompt_tokens))
+    if chunks is not None:
+        chunks = chunks.take(order)
+    return replace(trace, prefix=prefix, chunks=chunks, notes=(*meta.get("notes", ()), *trace.notes))
 
 
 def _strings(source: Source, name: str, column: Any) -> Any:
@@ -142,6 +167,20 @@ def _arrow_prefix(source: Source, column: Any, meta: Mapping[str, Any]) -> Prefi
     lengths = np.asarray(pc.fill_null(pc.list_value_length(column), 0).to_numpy(), dtype=np.int64)
     ids = np.asarray(pc.list_flatten(column).to_numpy())
     return PrefixBlocks(np.concatenate(([0], np.cumsum(lengths))), ids, block_tokens)
+
+
+def _arrow_chunks(source: Source, column: Any) -> Chunks:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    fitting = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    if not fitting or not pa.types.is_struct(column.type.value_type):
+        remedy = "Write it with Trace.to_parquet."
+        raise source.error("has a chunks column that is no list of {id, tokens}", remedy=remedy)
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(column), 0).to_numpy(), dtype=np.int64)
+    flat = pc.list_flatten(column)
+    ids, tokens = (np.asarray(pc.struct_field(flat, name).to_numpy()) for name in ("id", "tokens"))
+    return Chunks(np.concatenate(([0], np.cumsum(lengths))), ids, tokens)
 
 
 def _metadata(source: Source, metadata: Mapping[bytes, bytes]) -> dict[str, Any]:

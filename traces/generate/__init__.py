@@ -2,6 +2,7 @@
 
 from traces.generate.arrivals import ARRIVALS, Arrivals, diurnal
 from traces.generate.distributions import DISTRIBUTIONS, Distribution
+from traces.generate.documents import Documents
 from traces.generate.lengths import Lengths
 from traces.generate.presets import PRESETS, Preset, generate, load_preset
 from traces.generate.sessions import Sessions
@@ -14,6 +15,7 @@ __all__ = [
     "Arrivals",
     "Client",
     "Distribution",
+    "Documents",
     "Generators",
     "Lengths",
     "Preset",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from simulator.core.errors import TraceError
 from simulator.core.random import streams
 from traces.generate.arrivals import Arrivals, RateCurve
+from traces.generate.documents import Documents, prefix_of_chunks, sample_documents
 from traces.generate.lengths import Lengths
 from traces.generate.sessions import Sessions, Turns, prefix_blocks, sample_turns
 from traces.trace import Ints, Labels, Trace
@@ -44,6 +45,7 @@ def synthesize(
     arrivals: Arrivals,
     lengths: Lengths,
     sessions: Sessions | None = None,
+    documents: Documents | None = None,
     num_requests: int,
     generators: Generators,
     source: str = "synthetic",
@@ -52,13 +54,21 @@ def synthesize(
 
     Without sessions each arrival is one request. With sessions each arrival starts a conversation, and the trace is the
     first ``num_requests`` turns in order of arrival (so the arrival process's rate is conversations per second).
+    documents: what a retriever puts in front of each prompt; requests without sessions only.
     """
     if num_requests < 1:
         raise TraceError(f"num_requests must be >= 1, not {num_requests}")
     if sessions is None:
         times = arrivals.times(num_requests, generators.arrivals)
         prompt, output = lengths.sample(num_requests, generators.lengths)
-        return Trace(times, prompt, output, source=source, notes=lengths.notes())
+        plain = Trace(times, prompt, output, source=source, notes=lengths.notes())
+        if documents is None:
+            return plain
+        chunks = sample_documents(num_requests, documents, generators.sessions)
+        prefix = prefix_of_chunks(chunks, documents.block_tokens)
+        return replace(plain, prompt_tokens=prompt + chunks.totals(), prefix=prefix, chunks=chunks)
+    if documents is not None:
+        raise TraceError("documents are retrieved for single requests: leave sessions out")
     turns = _first_turns(arrivals, lengths, sessions, num_requests, generators)
     prefix = prefix_blocks(turns, sessions, generators.sessions)
     order = np.argsort(turns.arrival, kind="stable")
