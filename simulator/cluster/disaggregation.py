@@ -289,7 +289,8 @@ class Disaggregation:
         if not handover.granted:
             return  # and given back at once
         row, source, target = handover.request.row, handover.source, handover.target
-        handover.transfer = self.transfers.open("kv", row, source, target, now, partial(self._arrived, handover))
+        ends = self._replicas[source], self._replicas[target]
+        handover.transfer = self.transfers.open("kv", row, *ends, now, partial(self._arrived, handover))
         self._stream(handover, now)
         if handover.computed:
             self._send(handover, now)

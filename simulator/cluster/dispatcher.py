@@ -168,6 +168,8 @@ class Dispatcher:
         """A request has come to a replica from another one."""
         if self._counts:
             self._fleet.sent(index, request.prompt_tokens)
+            if self._tells:
+                self._router.joined(request, index)
 
     def left(self, index: int, request: Request) -> None:
         """A request has gone from a replica without having ended: counters and routers forget it there."""

@@ -6,6 +6,7 @@ from simulator.cluster.candidates import Candidates
 from simulator.cluster.dispatcher import Dispatcher, Finished
 from simulator.cluster.failures import Failures
 from simulator.cluster.lifecycle import Lifecycle
+from simulator.cluster.migration import Migration
 from simulator.cluster.rescue import Rescue
 from simulator.cluster.scaler import Autoscaler
 from simulator.core.random import Streams
@@ -17,15 +18,23 @@ class Population:
     """A lifecycle and everybody who acts on it."""
 
     def __init__(
-        self, lifecycle: Lifecycle, candidates: Candidates, dispatcher: Dispatcher, deliver: Finished, streams: Streams
+        self,
+        lifecycle: Lifecycle,
+        moves: Migration | None,
+        candidates: Candidates,
+        dispatcher: Dispatcher,
+        streams: Streams,
     ) -> None:
-        """candidates, dispatcher: of arrivals; deliver: who takes them."""
-        self.lifecycle, self._deliver = lifecycle, deliver
+        """moves: who takes requests from replica to replica anyway. candidates, dispatcher: of arrivals."""
+        self._deliver = deliver = dispatcher.deliver
         plan = lifecycle.plan
+        if moves is not None:
+            moves.live(lifecycle)
         failures = [Failures(lifecycle, fault, streams) for fault in plan.faults]
         for one in failures:
             one.begin()
-        self._rescue = Rescue(lifecycle, candidates, dispatcher) if plan.migrates else None
+        rescues = plan.migrates and moves is None
+        self._rescue = Rescue(lifecycle, candidates, dispatcher) if rescues else None
         lifecycle.open()
         self._scaler = None
         self.deliver: Finished = deliver

@@ -25,7 +25,7 @@ class Replica:
     a request reaches it, without events; its records are the same.
     """
 
-    __slots__ = ("_event", "_hosts", "_inbox", "clock", "engine", "group", "index", "watched")
+    __slots__ = ("_event", "_hosts", "_inbox", "clock", "engine", "group", "index", "place", "watched")
 
     def __init__(
         self,
@@ -36,10 +36,13 @@ class Replica:
         hosts: array[int],
         *,
         watched: bool,
+        place: int,
     ) -> None:
-        """hosts: replica of each row of the trace, written here."""
+        """index: of its life, in the records. place: what routers and the topology number. hosts: replica of each row
+        of the trace, written here."""
         self._hosts = hosts
         self.index = index
+        self.place = place
         self.group = group
         self.clock = clock
         self.engine = engine

@@ -8,6 +8,7 @@ from simulator.cluster.dispatcher import Dispatcher
 from simulator.cluster.elastic import ScalingPlan
 from simulator.cluster.life import State
 from simulator.cluster.lifecycle import Lifecycle
+from simulator.cluster.migration import freeness
 from simulator.core.errors import PolicyError
 from simulator.scaling import SCALERS, GroupFacts, GroupView, Scaler, Surroundings, View
 from simulator.scheduling.request import Request
@@ -65,13 +66,14 @@ class Autoscaler:
     def _group_view(self, group: int, waiting: int, now: float) -> GroupView:
         lifecycle = self._lifecycle
         ready = lifecycle.places.alive(group, State.READY)
-        running, usage = 0, 0.0
+        running, usage, free = 0, 0.0, 0.0
         for life in ready:
             engine = life.replica.engine
             engine.settle(now)
             waiting += len(engine.state.waiting)
             running += len(engine.state.running)
             usage += 1.0 - engine.state.pool.free / engine.state.pool.num_blocks
+            free += freeness(engine.state)
         return GroupView(
             target=lifecycle.target[group],
             ready=len(ready),
@@ -80,6 +82,7 @@ class Autoscaler:
             waiting=waiting,
             running=running,
             kv_usage=usage / len(ready) if ready else 0.0,
+            freeness=free / len(ready) if ready else 0.0,
             arrivals=self._arrivals[group],
         )
 

@@ -30,7 +30,7 @@ from simulator.cluster.roles import unserved
 from simulator.cluster.sharing import shared_processors
 from simulator.cluster.slicing import Slicing
 from simulator.cluster.tiers import Tiers
-from simulator.cluster.transfers import Turnstile
+from simulator.cluster.transfers import Moved, Turnstile, joined
 from simulator.cluster.ways import Direct
 from simulator.core.errors import ScenarioError
 from simulator.core.random import streams
@@ -93,6 +93,8 @@ class Simulation:
             use_prefix=any(group.args.enable_prefix_caching for group in groups),
             progress=options.get("progress"),
         )
+        both = cluster.life is not None and (cluster.migration is not None or cluster.disaggregation is not None)
+        self._turnstile = Turnstile(self.clock) if both else None  # one for all who act on the engines
         pass_on = self._feedback()
         self.replicas: list[Replica] = []
         self._events: list[CacheEvents] = []
@@ -151,9 +153,16 @@ class Simulation:
             rejections={} if self.dispatcher is None else dict(self.dispatcher.rejected),
             step_tokens=self.columns.step_tokens(),
             tokens_recomputed=sum(lane.tokens_recomputed for engine in engines for lane in engine.state.lanes),
-            **({} if self.lifecycle is None else {"transfers": self._population.transfers()}),
-            **({} if self.moves is None else self.moves.records(min(stop, float(self.clock.now)))),
+            **self._moved(stop),
         )
+
+    def _moved(self, stop: float) -> Moved:
+        """What is known of requests between replicas."""
+        moved: Moved = {} if self.moves is None else self.moves.records(min(stop, float(self.clock.now)))
+        rescued = None if self.lifecycle is None else self._population.transfers()
+        if self.moves is not None or rescued is not None:
+            moved["transfers"] = joined(moved.get("transfers"), rescued)
+        return moved
 
     def _end(self, busy_until: float) -> float:
         """When the last thing happened; what may still befall replicas without work is not waited for."""
@@ -228,9 +237,10 @@ class Simulation:
             blocks=self.around.blocks if dispatcher.needs & Needs.CACHES else None,
             pass_on=pass_on,
             endless=self._options.get("horizon_s") is not None,
+            turnstile=self._turnstile,
         )
         random = streams(self._options.get("seed", 0))
-        self._population = Population(lifecycle, candidates, dispatcher, dispatcher.deliver, random)
+        self._population = Population(lifecycle, self.moves, candidates, dispatcher, random)
         self.deliver = self._population.deliver
 
     def _new_replica(self, slot: int, on_finish: OnFinish) -> Replica:
@@ -259,7 +269,7 @@ class Simulation:
         if eager is not None and isinstance(engine, Engine):
             engine.eager = eager or observer is not None
         seen = on_finish is not None if watched is None else watched
-        self.replicas.append(Replica(index, group, self.clock, engine, self.columns.replica, watched=seen))
+        self.replicas.append(Replica(index, group, self.clock, engine, self.columns.replica, watched=seen, place=slot))
 
     def _feedback(self) -> Finished | None:
         """Who is told when a request has ended."""
@@ -267,7 +277,7 @@ class Simulation:
             return None
         if self.cluster.disaggregation is None and self.cluster.migration is None and not self.cluster.sliced:
             return self.arrivals.finished
-        return Turnstile(self.clock).after(self.arrivals.finished)  # who lands makes plans at that instant too
+        return (self._turnstile or Turnstile(self.clock)).after(self.arrivals.finished)  # who lands makes plans at that instant too
 
     def _decode_router(self, around: Surroundings) -> Router | None:
         if self.cluster.disaggregation is None:
@@ -288,7 +298,9 @@ class Simulation:
         cluster, fleet = self.cluster, self.around.fleet
         if cluster.migration is not None:
             endless = self._options.get("horizon_s") is not None
-            return Migration(cluster, self._member, self.clock, self.columns, dispatcher, endless=endless)
+            return Migration(
+                cluster, self.clock, self.columns, dispatcher, endless=endless, turnstile=self._turnstile
+            )
         if handed_to is None or decode_router is None:
             return None
         decode = Dispatcher(

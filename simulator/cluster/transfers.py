@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import inf, nextafter
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 import numpy as np
 from simpy.events import Event
@@ -48,7 +48,7 @@ class KvBytes:
 class Moved(TypedDict, total=False):
     """Fields of ``SimulationRecords`` that tell of requests between replicas."""
 
-    transfers: TransferRecords
+    transfers: TransferRecords | None
     link_bytes: dict[str, float]
     prefill_replica: Ints
 
@@ -86,6 +86,13 @@ class Turnstile:
             action(time)
 
 
+class End(Protocol):
+    """A replica: as records number it, and as the topology does."""
+
+    index: int
+    place: int
+
+
 class Transfer:
     """One transfer, in pieces that follow each other; a piece may have to wait until there is something to send."""
 
@@ -120,10 +127,10 @@ class Transfers:
         self._due = inf
         self._all: list[Transfer] = []
 
-    def open(self, kind: str, row: int, source: int, target: int, now: float, done: Arrived) -> Transfer:
+    def open(self, kind: str, row: int, source: End, target: End, now: float, done: Arrived) -> Transfer:
         """A transfer begins; ``done(time)`` is called when the last byte has arrived, after ``close``."""
-        transfer = Transfer(kind, row, source, target, now)
-        transfer.path, transfer.latency_s = self.topology.route(source, target)
+        transfer = Transfer(kind, row, source.index, target.index, now)
+        transfer.path, transfer.latency_s = self.topology.route(source.place, target.place)
         transfer.done = done
         self._all.append(transfer)
         return transfer
@@ -142,7 +149,7 @@ class Transfers:
         if transfer.flow is None and not transfer.pieces:
             self._arrive(transfer, now)
 
-    def send(self, kind: str, row: int, source: int, target: int, size: float, now: float, done: Arrived) -> Transfer:
+    def send(self, kind: str, row: int, source: End, target: End, size: float, now: float, done: Arrived) -> Transfer:
         """``size`` bytes in one piece."""
         transfer = self.open(kind, row, source, target, now, done)
         self.add(transfer, size, now)
@@ -229,6 +236,19 @@ class Transfers:
             transfer.flow = None
             self._next(transfer, now)
         self._schedule()
+
+
+def joined(one: TransferRecords | None, other: TransferRecords | None) -> TransferRecords | None:
+    """Both, by start."""
+    if one is None or other is None:
+        return one if other is None else other
+    order = np.lexsort((np.concatenate([one.request, other.request]), np.concatenate([one.start, other.start])))
+    kinds = (*one.kind, *other.kind)
+    columns = {
+        name: np.concatenate([getattr(one, name), getattr(other, name)])[order]
+        for name in ("request", "source", "target", "num_bytes", "start", "end")
+    }
+    return TransferRecords(kind=tuple(kinds[i] for i in order.tolist()), **columns)
 
 
 def _row(entry: tuple[int, int, Arrived]) -> int:

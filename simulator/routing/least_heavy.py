@@ -65,6 +65,9 @@ class LeastHeavy(Router):
         self._heavy[chosen] += self._is_heavy[row]
         return chosen
 
+    def joined(self, request: Request, replica: int) -> None:
+        self._heavy[replica] += self._is_heavy[request.row]
+
     def ended(self, request: Request, replica: int) -> None:
         self._heavy[replica] -= self._is_heavy[request.row]
 

@@ -65,6 +65,9 @@ class LengthPredicted(Router):
         self._context[chosen] += total
         return chosen
 
+    def joined(self, request: Request, replica: int) -> None:
+        self._context[replica] += self._total(request)
+
     def ended(self, request: Request, replica: int) -> None:
         self._context[replica] -= self._total(request)
 

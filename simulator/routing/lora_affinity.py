@@ -68,12 +68,20 @@ class LoraAffinity(Router):
             mean = in_flight.mean()
             rank[(in_flight > self._slots.spill * mean) & (in_flight > mean + 1)] = 2
         chosen = int(candidates[np.lexsort((in_flight, rank))[0]])
-        here = self._here[chosen]
+        self._take(adapter, chosen)
+        return chosen
+
+    def joined(self, request: Request, replica: int) -> None:
+        adapter = int(self._codes[request.row])
+        if adapter >= 0:
+            self._take(adapter, replica)
+
+    def _take(self, adapter: int, replica: int) -> None:
+        here = self._here[replica]
         here[adapter] += 1
         if here[adapter] == 1:
-            self._loaded[chosen] += 1
-            self._homes.setdefault(adapter, set()).add(chosen)
-        return chosen
+            self._loaded[replica] += 1
+            self._homes.setdefault(adapter, set()).add(replica)
 
     def ended(self, request: Request, replica: int) -> None:
         adapter = int(self._codes[request.row])

@@ -48,13 +48,16 @@ class MaxMin(Router):
     def route(self, request: Request, candidates: Ints, now: float) -> int:
         del now
         chosen = least(self._work, candidates)
-        prompt_s = self._predict.seconds_per_prompt_token[chosen]
-        context_s = self._predict.seconds_per_context_token[chosen]
+        self.joined(request, chosen)
+        return chosen
+
+    def joined(self, request: Request, replica: int) -> None:
+        prompt_s = self._predict.seconds_per_prompt_token[replica]
+        context_s = self._predict.seconds_per_context_token[replica]
         tokens = self._slice
         worth = int(1e9 * (prompt_s * request.target + context_s * tokens * (request.target + tokens / 2)))
         self._worth[request.row] = worth
-        self._work[chosen] += worth
-        return chosen
+        self._work[replica] += worth
 
     def ended(self, request: Request, replica: int) -> None:
         self._work[replica] -= self._worth.pop(request.row)

@@ -84,6 +84,9 @@ class Router(Protocol):
         """A request has left ``replica``. Those of different replicas may be told out of order, all before the next
         ``route`` at a later time. Called where ``needs`` has ``ENDINGS``."""
 
+    def joined(self, request: Request, replica: int) -> None:
+        """A request has come to ``replica`` from another one, which it has left, with its KV. Called as ``ended`` is."""
+
     def finished(self, request: Request, replica: int, time: float) -> None:
         """A request has got its last token on ``replica`` at ``time`` (s). Told as ``ended`` is, where ``needs`` has
         ``FINISHES``; not told of requests that leave a replica otherwise."""

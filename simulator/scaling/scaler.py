@@ -35,6 +35,7 @@ class GroupView:
     running: int
     kv_usage: float  # mean over ready replicas, 0 to 1; 0 without any
     arrivals: int  # requests that came for this group since the last look
+    freeness: float = 0.0  # tokens that every running request could still make, mean over ready replicas
 
 
 @dataclass(frozen=True, slots=True)

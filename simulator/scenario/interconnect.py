@@ -41,8 +41,11 @@ def kv_bytes(model: Model, placed: Placed) -> KvBytes:
     return KvBytes(full, windowed, model.sliding_window, state, model.num_layers)
 
 
-def topology(network: NetworkSpec | None, groups: Sequence[Group], engines: Sequence[Engine]) -> Topology:
-    """Every replica of every group on its GPUs. Raises UserErrors whose ``where`` is ``cluster.network``."""
+def topology(
+    network: NetworkSpec | None, groups: Sequence[Group], engines: Sequence[Engine], places: Sequence[int]
+) -> Topology:
+    """Every replica that there may be at once on its GPUs. places: of each group. Raises UserErrors whose ``where`` is
+    ``cluster.network``."""
     spec = network or NetworkSpec()
     with at("cluster.network"):
         known = {group.name for group in groups}
@@ -50,12 +53,12 @@ def topology(network: NetworkSpec | None, groups: Sequence[Group], engines: Sequ
             if name not in known:
                 remedy = f"Groups: {', '.join(sorted(known))}."
                 raise ScenarioError(f"regions: there is no group {name!r}.", remedy=remedy)
-        return Topology(list(_slots(groups, engines)), spec.fabric())
+        return Topology(list(_slots(groups, engines, places)), spec.fabric())
 
 
-def _slots(groups: Sequence[Group], engines: Sequence[Engine]) -> Iterator[Slot]:
-    for group, engine in zip(groups, engines, strict=True):
-        for _ in range(group.count):
+def _slots(groups: Sequence[Group], engines: Sequence[Engine], places: Sequence[int]) -> Iterator[Slot]:
+    for group, engine, count in zip(groups, engines, places, strict=True):
+        for _ in range(count):
             yield Slot(engine.gpu, group.name, engine.placed.tp * engine.placed.pcp, engine.placed.pp)
 
 
