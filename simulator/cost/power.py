@@ -52,6 +52,14 @@ class PowerModel:
     ridge_tokens: float
     setting: PowerSetting = PowerSetting()
     memory: float = MEMORY_ACTIVITY
+    queries: tuple[tuple[int, int], ...] = ()  # (first batch size, tokens computed per decoding request); else 1
+
+    def decode_tokens(self, num_decodes: Any) -> Any:
+        """Tokens that steps with so many decoding requests (an array) compute for them."""
+        if not self.queries:
+            return num_decodes
+        first, tokens = zip(*self.queries, strict=True)
+        return num_decodes * np.array(tokens)[np.searchsorted(first, np.maximum(num_decodes, first[0]), "right") - 1]
 
     def activity(self, tokens: Any) -> Any:
         """0 to 1, of steps that compute so many tokens (a number or an array)."""

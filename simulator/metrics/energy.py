@@ -47,6 +47,8 @@ def summarize_energy(records: SimulationRecords, plan: EnergyPlan, window: tuple
     held_j = idle_w * lifetimes(records, low, high) * plan.pue
     total_j = float(busy_j.sum() + held_j.sum())
     made = int((records.steps.num_decodes * records.steps.num_steps).sum())
+    if records.step_tokens is not None:
+        made += int((records.step_tokens.tokens.astype(np.int64) - 1).sum())
     finished = int(np.sum(np.isfinite(records.requests.finish)))
     output = made + int(np.sum(np.isfinite(records.requests.first_token)))
     names = [replica.group for replica in records.replicas]
@@ -74,13 +76,13 @@ def summarize_energy(records: SimulationRecords, plan: EnergyPlan, window: tuple
 def step_watts(records: SimulationRecords, models: Sequence[tuple[PowerModel, int]]) -> Floats:
     """Power of a replica while each row's steps run, (rows,). Every pipeline stage is busy as long as the last one."""
     steps = records.steps
-    tokens = steps.num_decodes + steps.prefill_tokens
-    watts = np.zeros(len(tokens))
+    watts = np.zeros(len(steps.start))
     kinds = {id(model): (model, count) for model, count in models}
-    kind = np.array([id(model) for model, _ in models])[steps.replica] if len(tokens) else np.zeros(0, dtype=np.int64)
+    kind = np.array([id(model) for model, _ in models])[steps.replica] if len(watts) else np.zeros(0, dtype=np.int64)
     for key, (model, count) in kinds.items():
         mine = kind == key
-        watts[mine] = np.asarray(model.watts(tokens[mine])) * count
+        tokens = model.decode_tokens(steps.num_decodes[mine]) + steps.prefill_tokens[mine]
+        watts[mine] = np.asarray(model.watts(tokens)) * count
     return watts
 
 

@@ -44,11 +44,24 @@ def replica_columns(records: SimulationRecords, window: tuple[float, float] | No
         "requests": count(requests.replica[served & (requests.status == Status.FINISHED)]),
         "prompt_tokens": count(prompt_host[computed], requests.prompt_tokens[computed]),
         "cached_tokens": count(prompt_host[computed], requests.cached_tokens[computed].clip(0)),
-        "output_tokens": count(steps.replica, steps.num_decodes * steps.num_steps) + count(prompt_host[first]),
+        "output_tokens": count(steps.replica, steps.num_decodes * steps.num_steps)
+        + count(prompt_host[first])
+        + _made_together(records, n),
         "running": mean(steps.num_running.astype(np.float64)),
         "waiting": mean(steps.num_waiting.astype(np.float64)),
         "kv_usage": mean(usage),
     }
+
+
+def _made_together(records: SimulationRecords, n: int) -> Ints:
+    """Tokens beyond one per request and step, (replicas,), on the replica where their request ended."""
+    told = records.step_tokens
+    if told is None:
+        return np.zeros(n, dtype=np.int64)
+    owner = np.repeat(np.arange(len(told.steps)), told.steps)
+    extra = np.bincount(owner, weights=told.tokens.astype(np.float64) - 1.0, minlength=len(told.steps))
+    here = records.requests.replica >= 0
+    return np.bincount(records.requests.replica[here], weights=extra[here], minlength=n).astype(np.int64)
 
 
 def lifetimes(records: SimulationRecords, low: float, high: float) -> Floats:

@@ -102,6 +102,8 @@ def summarize(
     )
     if (records.requests.status == Status.CACHED).any():
         summary["response_cache"] = _plain(_answered(records, found, arrived))
+    if records.step_tokens is not None:
+        summary["speculation"] = {"mean_acceptance_length_run": float(records.step_tokens.tokens.mean())}
     if records.rejections:  # the cluster has rules for admission, or a router's queue
         summary["rejections_run"] = dict(records.rejections)
     return summary

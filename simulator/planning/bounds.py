@@ -84,9 +84,7 @@ def floors(setups: Sequence[Setup], roles: Sequence[str], trace: Trace, slo: Slo
     if slo.tpot_s is not None and len(load.decoding):
         several = trace.prompt_tokens[trace.output_tokens > 1]
         context = int(np.quantile(several, share, method="lower"))
-        alone = min(
-            decode_s(s.cost, 1, context + 1) for s, role in zip(setups, roles, strict=True) if role != "prefill"
-        )
+        alone = min(decode_s(s, 1, context + 1) for s, role in zip(setups, roles, strict=True) if role != "prefill")
         found.append(Floor("TPOT", SLACK * alone, slo.tpot_s))
     return found
 
@@ -104,11 +102,14 @@ def prefill_s(setup: Setup, tokens: int) -> float:
     return min(whole * stages, cut + last)
 
 
-def decode_s(cost: StepCost, batch: int, context_each: float) -> float:
-    """One decode step of equal requests. Sliding windows are taken as full, or shorter where the context is."""
+def decode_s(setup: Setup, batch: int, context_each: float) -> float:
+    """Least seconds between tokens of equal requests. Sliding windows are taken as full, or shorter where the context
+    is; with speculation every draft is accepted and costs nothing."""
+    cost, drafts = setup.cost, 0 if setup.args.speculation is None else setup.args.speculation.num_speculative_tokens
     window = cost.sliding_window
     seen = context_each if window is None else min(context_each, window)
-    return cost.decode(batch, round(batch * context_each), round(batch * seen) if window else 0, 0).first
+    step = cost.decode(batch, round(batch * context_each), round(batch * seen) if window else 0, 0).first
+    return step / (1 + drafts)
 
 
 def highest_rate(setups: Sequence[Setup], roles: Sequence[str], trace: Trace) -> float:
@@ -152,7 +153,7 @@ def _per_decode_s(setup: Setup, load: Load) -> float:
         if setup.cost.sliding_window is None:
             most = min(most, max(1.0, tokens / load.mean_context))
     batches = {max(1, int(most)), *(max(1, int(most) >> k) for k in range(1, 9))}
-    return min(decode_s(setup.cost, batch, load.mean_context) / batch for batch in batches)
+    return min(decode_s(setup, batch, load.mean_context) / batch for batch in batches)
 
 
 def likely_rate(setups: Sequence[Setup], roles: Sequence[str], trace: Trace, slo: Slo) -> float:
@@ -164,11 +165,9 @@ def likely_rate(setups: Sequence[Setup], roles: Sequence[str], trace: Trace, slo
         per_prompt, per_answer = seconds_per_request(setup, load)
         if slo.tpot_s is not None and load.mean_decodes:
             batch = 1
-            while (
-                batch < setup.args.max_num_seqs and decode_s(setup.cost, 2 * batch, load.mean_context) < slo.tpot_s / 2
-            ):
+            while batch < setup.args.max_num_seqs and decode_s(setup, 2 * batch, load.mean_context) < slo.tpot_s / 2:
                 batch *= 2
-            per_answer = max(per_answer, load.mean_decodes * decode_s(setup.cost, batch, load.mean_context) / batch)
+            per_answer = max(per_answer, load.mean_decodes * decode_s(setup, batch, load.mean_context) / batch)
         need = {"both": per_prompt + per_answer, "prefill": 2 * per_prompt, "decode": 2 * per_answer}[role]
         total += setup.replicas / max(need, 1e-12)
     return 0.9 * total

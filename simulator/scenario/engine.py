@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from simulator.cost.expert_serving import ExpertServing
 from simulator.cost.other_kernels import KernelSpeed
 from simulator.kv.eviction import EVICTIONS
 from simulator.scenario.spec import (
@@ -24,6 +25,7 @@ from simulator.scenario.spec import (
     Str,
     spec,
 )
+from simulator.scenario.speculation import SpeculativeSpec
 
 
 @spec
@@ -117,6 +119,45 @@ class TierSpec:
 
 
 @spec
+class ExpertsSpec:
+    """A mixture-of-experts model's experts, served otherwise than all in GPU memory with exact dispatch."""
+
+    cached_experts: NonNegativeNumber | None = None
+    """Experts of each layer in GPU memory, on average; the others are in the host's. null: all."""
+    eviction: Literal["lru", "popular", "activation-aware", "stream"] = "lru"
+    """Which cached experts give way: lru, popular (the most popular ones stay), activation-aware (those that running
+    sequences visit stay: MoE-Infinity) or stream (whole layers, one after the other)."""
+    prefetch: Fraction = 0.0
+    """Share of the experts to fetch that is known early enough to come while the layer computes."""
+    on_miss: Literal["fetch", "compute", "faster"] = "fetch"
+    """Fetch a missing expert, compute it on the CPU, or whichever is faster (Fiddler)."""
+    cpu_flops: PositiveNumber | None = None
+    """FLOP/s of the host's CPU, where it computes."""
+    cpu_bandwidth: PositiveBytes | None = None
+    """Bytes per second of the host's memory, where its CPU computes."""
+    skew: NonNegativeNumber = 0.0
+    """Zipf exponent of what is popular with all sequences."""
+    sequence_skew: NonNegativeNumber = 1.0
+    """Zipf exponent of what one sequence prefers, in an order of its own."""
+    capacity_token_fraction: Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)] | None = None
+    """Rows that every expert computes whatever it gets, as a share of the batch (static gating); null: only those."""
+    local_share: Fraction | None = None
+    """Share of tokens whose next expert is on their own GPU (placement by affinity: ExFlow); null: as by chance."""
+    context_coherent: Bool = False
+    """Tokens stay where their expert was: one exchange per layer instead of two (ExFlow)."""
+
+    def __post_init__(self) -> None:
+        if self.on_miss != "fetch" and (self.cpu_flops is None or self.cpu_bandwidth is None):
+            raise ValueError(f"on_miss: {self.on_miss} needs 'cpu_flops' and 'cpu_bandwidth'.")
+        if self.on_miss == "fetch" and (self.cpu_flops is not None or self.cpu_bandwidth is not None):
+            raise ValueError("'cpu_flops' and 'cpu_bandwidth' are used with on_miss: compute or faster.")
+
+    def build(self) -> ExpertServing:
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return ExpertServing(**given)
+
+
+@spec
 class EngineSpec:
     """Engine arguments under vLLM's names. null: what vLLM would choose for this model and GPU."""
 
@@ -154,6 +195,8 @@ class EngineSpec:
     """Copies of experts per layer that EPLB may place beside the model's own."""
     eplb_step_interval: Positive = 3000
     """Steps from one placement of the experts to the next; moving their weights takes time."""
+    experts: ExpertsSpec | None = None
+    """Experts in host memory, padded, or placed by affinity; null: in GPU memory, with exact dispatch."""
     enforce_eager: Bool = False
     """Run without CUDA graphs: no padding of small batches, but every kernel is launched by the CPU."""
     max_cudagraph_capture_size: Positive | None = None
@@ -190,5 +233,7 @@ class EngineSpec:
     """Share of the KV blocks kept free when requests are admitted."""
     async_scheduling: Bool | None = None
     """Schedule step N+1 while step N runs. null: as the policy does by default (vllm: true)."""
+    speculative_config: SpeculativeSpec | None = None
+    """Speculative decoding (docs/speculation.md)."""
     options: dict[str, Bool | Int | Number | Str] = field(default_factory=dict)
     """The policy's own options; a wrong name or value is answered with the right ones."""

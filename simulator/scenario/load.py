@@ -71,6 +71,7 @@ def with_paths(scenario: Scenario, move: Callable[[str, str], str]) -> Scenario:
     if scenario.model.config is not None:
         config = move("model.config", scenario.model.config)
         scenario = replace(scenario, model=replace(scenario.model, config=config))
+    scenario = replace(scenario, engine=_with_draft(scenario.engine, "engine", move))
     if scenario.energy.carbon is not None and scenario.energy.carbon.path is not None:
         moved = move("energy.carbon.path", scenario.energy.carbon.path)
         carbon = replace(scenario.energy.carbon, path=moved)
@@ -87,7 +88,21 @@ def with_paths(scenario: Scenario, move: Callable[[str, str], str]) -> Scenario:
         else group
         for i, group in enumerate(scenario.cluster.groups)
     )
+    groups = tuple(
+        group
+        if group.engine is None
+        else replace(group, engine=_with_draft(group.engine, f"cluster.groups.{i}.engine", move))
+        for i, group in enumerate(groups)
+    )
     return replace(scenario, cluster=replace(scenario.cluster, groups=groups, faults=faults))
+
+
+def _with_draft(engine: EngineSpec, field: str, move: Callable[[str, str], str]) -> EngineSpec:
+    draft = engine.speculative_config
+    if draft is None or draft.config is None:
+        return engine
+    moved = move(f"{field}.speculative_config.config", draft.config)
+    return replace(engine, speculative_config=replace(draft, config=moved))
 
 
 @contextmanager

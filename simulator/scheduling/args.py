@@ -30,6 +30,12 @@ class Speculation:
                 drafts = number
         return drafts
 
+    @property
+    def queries(self) -> tuple[tuple[int, int], ...]:
+        """(first batch size, tokens computed per decoding request and step from there on)."""
+        schedule = self.schedule or ((1, self.num_speculative_tokens),)
+        return tuple((first, 1 + self.verified(drafts)) for first, drafts in schedule)
+
     def verified(self, drafts: int) -> int:
         """Tokens verified per request, beside its last one."""
         return self.tree_size if self.tree_size is not None and drafts else drafts

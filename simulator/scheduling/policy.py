@@ -110,13 +110,14 @@ def _check_speculation(args: EngineArgs, speculation: Speculation, policy: type[
     if not policy.speculates:
         able = ", ".join(name for name, known in POLICIES.items() if known.speculates)
         _refuse(args, "speculative_config", "is more than it plans for", f"Use one of {able}.")
-    if args.pipeline_parallel_size > 1 or args.data_parallel_size > 1 or args.enable_eplb:
-        what = "speculation in a pipeline, on data-parallel ranks or with enable_eplb"
+    sizes = ("pipeline", "data", "prefill_context", "decode_context")
+    if args.enable_eplb or any(getattr(args, f"{size}_parallel_size") > 1 for size in sizes):
+        what = "speculation in a pipeline, on data-parallel or context-parallel ranks or with enable_eplb"
         _refuse(args, what, "is not modelled", "Use tensor_parallel_size alone.")
     if args.async_scheduling and speculation.method in SYNCHRONOUS:
         how = f"speculation by {speculation.method}"
         _refuse(args, "async_scheduling", f"does not go with {how}, as in vLLM", "Leave it out.")
-    tokens = 1 + max(speculation.verified(n) for n in (speculation.num_speculative_tokens, speculation.drafts(1)))
+    tokens = 1 + speculation.verified(speculation.num_speculative_tokens)
     if args.max_num_seqs * tokens > args.max_num_batched_tokens:
         limit = f"max_num_seqs = {args.max_num_seqs} x {tokens} tokens of each"
         most = args.max_num_batched_tokens // tokens
