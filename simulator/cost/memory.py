@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from simulator.core.errors import HardwareError, ModelError, UserError
 from simulator.core.units import format_bytes
 from simulator.cost.defaults import batch_defaults, engine_overhead
+from simulator.cost.expert_serving import ExpertServing
 from simulator.cost.kv_layout import KvLayout, kv_layout
 from simulator.cost.placement import Deployment, Placed, place, stage_sizes
 from simulator.cost.shapes import kv_bytes_per_token_layer
 from simulator.hardware.gpu import Gpu
-from simulator.model.architecture import LatentAttention, Model
-from simulator.model.weights import Linear, layer_weight_bytes, vocab_rows
+from simulator.model.architecture import LatentAttention, Layer, Model
+from simulator.model.weights import Linear, format_of, layer_weight_bytes, linear_bytes, vocab_rows
 
 MIB = 1024**2
 # What vLLM charges to non-torch memory after its first snapshot: attention workspaces, symmetric buffers of the custom
@@ -95,6 +96,7 @@ def memory_plan(
     num_redundant_experts: int = 0,
     prefill_context_parallel_size: int = 1,
     decode_context_parallel_size: int = 1,
+    cached_experts: float | None = None,
 ) -> MemoryPlan:
     """Memory of a deployment, as vLLM 0.33 finds it (``gpu_worker.determine_available_memory``); of each rank, and the
     KV cache of each, with ``data_parallel_size``. With context parallel sizes a request's KV, and a step's prompt
@@ -111,6 +113,7 @@ def memory_plan(
             enable_eplb=num_redundant_experts > 0, num_redundant_experts=num_redundant_experts,
             prefill_context_parallel_size=prefill_context_parallel_size,
             decode_context_parallel_size=decode_context_parallel_size,
+            experts=None if cached_experts is None else ExpertServing(cached_experts=cached_experts),
         ),
         gpu_memory_utilization, max_num_batched_tokens, max_num_seqs, block_size, max_model_len,
         num_gpu_blocks_override, async_scheduling, enforce_eager,
@@ -281,6 +284,15 @@ def _stages(model: Model, pp: int) -> list[range]:
     return stages
 
 
+def _left_in_host(model: Model, layer: Layer, p: Placed) -> float:
+    """Bytes of the experts of a layer that are not cached on the GPU."""
+    if p.experts is None or p.experts.cached_experts is None or layer.moe is None:
+        return 0.0
+    experts = [x for x in p.linears(model, layer) if x.role == "expert"]
+    size = sum(linear_bytes(x, format_of(x, p.dtype, p.quantization), p.dtype_bytes) for x in experts)
+    return size * max(1.0 - p.experts.cached_experts / layer.moe.num_experts, 0.0)
+
+
 def _stage_weights(model: Model, p: Placed, stage: range) -> int:
     """Layers of the stage; the embedding on the first, the final norm and lm_head on the last."""
     size = sum(
@@ -289,6 +301,7 @@ def _stage_weights(model: Model, p: Placed, stage: range) -> int:
         )
         for i in stage
     )
+    size -= sum(_left_in_host(model, model.layers[i], p) for i in stage)
     rows = vocab_rows(model.vocab_size, p.tp) * model.hidden_size * p.dtype_bytes
     first, last = stage.start == 0, stage.stop == model.num_layers
     if first:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from simulator.core.errors import HardwareError, ModelError
+from simulator.cost.expert_serving import ExpertServing, check_serving
 from simulator.hardware.gpu import Gpu
 from simulator.model.architecture import Attention, Layer, LinearAttention, Model
 from simulator.model.formats import Quantization, weight_format
@@ -47,6 +48,7 @@ class Deployment:
     decode_context_parallel_size: int = 1
     context_parallel_layout: ContextLayout = "striped"
     context_parallel_masters: int = 0
+    experts: ExpertServing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class Placed:
     dcp: int = 1  # decode context parallel, inside tp
     striped: bool = True
     masters: int = 0
+    experts: ExpertServing | None = None
 
     @property
     def num_gpus(self) -> int:
@@ -123,6 +126,11 @@ def place(model: Model, gpu: Gpu, deployment: Deployment) -> Placed:
     kv = deployment.kv_cache_dtype
     kv = dtype if kv == "auto" else kv
     check_experts(model, deployment)
+    if deployment.experts is not None:
+        dp = deployment.data_parallel_size
+        exchange = dp > 1 and deployment.all2all_backend != ALLGATHER
+        spread = dp > 1 or deployment.enable_expert_parallel
+        check_serving(model, deployment.experts, spread=spread, exchange=exchange)
     check_context_parallel(model, deployment)
     ranks = tp * pp * deployment.data_parallel_size * deployment.prefill_context_parallel_size
     if gpu.sliced_from and ranks > 1:
@@ -136,7 +144,7 @@ def place(model: Model, gpu: Gpu, deployment: Deployment) -> Placed:
         deployment.data_parallel_size, deployment.all2all_backend, deployment.expert_skew, deployment.enable_eplb,
         deployment.num_redundant_experts, deployment.prefill_context_parallel_size,
         deployment.decode_context_parallel_size, deployment.context_parallel_layout == "striped",
-        deployment.context_parallel_masters,
+        deployment.context_parallel_masters, deployment.experts,
     )  # fmt: skip
 
 

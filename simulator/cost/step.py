@@ -16,6 +16,7 @@ from simulator.cost.kv_reads import decode_curve
 from simulator.cost.operators import ChunkSeconds, Curve, Operators, Price, sum_curves
 from simulator.cost.overhead import EngineOverhead
 from simulator.cost.placement import Deployment, place, stage_sizes
+from simulator.cost.served_experts import ServedExperts
 from simulator.cost.shapes import AttentionShape, attention_shape
 from simulator.model.architecture import Layer, Model
 from simulator.model.formats import weight_format
@@ -193,7 +194,8 @@ class OperatorCost:
                 continue
             here = tuple(i for i, other in enumerate(self.model.layers) if other == layer)
             spread = p.expert_parallel and (p.skew > 0 or p.eplb)
-            found[layer] = ExpertLayer(
+            kind = ExpertLayer if p.experts is None else ServedExperts
+            found[layer] = kind(
                 self.operators,
                 self.model,
                 p,

@@ -15,7 +15,7 @@ from simulator.cost.defaults import NEWEST, batch_defaults, engine_overhead
 from simulator.cost.interface import StepCost
 from simulator.cost.memory import MemoryPlan, memory_plan
 from simulator.cost.other_kernels import OtherKernels
-from simulator.cost.placement import Deployment
+from simulator.cost.placement import Deployment, Placed
 from simulator.cost.power import ClockedCost, PowerModel, PowerSetting, power_model
 from simulator.cost.speculative import Drafter, SpeculativeCost
 from simulator.cost.step import OperatorCost
@@ -134,13 +134,14 @@ def build(scenario: Scenario) -> Setup:
     power = replace(power, ridge_tokens=power.ridge_tokens * several, queries=queries)
     each = scenario.hardware.price_per_gpu_hour
     each = card.price_per_hour if each is None else each
+    num_gpu_blocks, block_size = engine_blocks(memory, args, cost.placed)
     return Setup(
         model=served,
         gpu=card,
         num_gpus=memory.num_gpus,
         memory=memory,
-        num_gpu_blocks=engine_blocks(memory, args.block_size),
-        args=replace(args, max_model_len=memory.max_model_len, block_size=args.block_size * cost.placed.context_ranks),
+        num_gpu_blocks=num_gpu_blocks,
+        args=replace(args, max_model_len=memory.max_model_len, block_size=block_size),
         cost=cost,
         calibration=calibration,
         slo=build_slo(scenario.slo),
@@ -295,19 +296,21 @@ def plan_memory(scenario: Scenario, args: EngineArgs, served: Model, card: Gpu) 
         num_redundant_experts=engine.num_redundant_experts,
         prefill_context_parallel_size=engine.prefill_context_parallel_size,
         decode_context_parallel_size=engine.decode_context_parallel_size,
-        experts=None if engine.experts is None else engine.experts.build(),
+        cached_experts=None if engine.experts is None else engine.experts.cached_experts,
     )
 
 
-def engine_blocks(memory: MemoryPlan, block_size: int) -> int:
-    """KV blocks of the engine, whose pool has one block table per request.
+def engine_blocks(memory: MemoryPlan, args: EngineArgs, placed: Placed) -> tuple[int, int]:
+    """(KV blocks of the engine, whose pool has one block table per request; tokens in each).
 
     Models that mix kinds of attention have several, which draw on one pool; they are given the tokens vLLM reports
-    as the size of their cache, and the null block.
+    as the size of their cache, and the null block. A block over ranks that share contexts holds as many times the
+    tokens, as in vLLM; elastic instances bring blocks of their own.
     """
-    if len(memory.layout.groups) == 1:
-        return memory.num_gpu_blocks
-    return memory.kv_tokens // block_size + 1
+    blocks = memory.num_gpu_blocks if len(memory.layout.groups) == 1 else memory.kv_tokens // args.block_size + 1
+    if POLICIES.get(args.policy).elastic:
+        return (blocks - 1) * placed.pcp + 1, args.block_size * placed.dcp
+    return blocks, args.block_size * placed.context_ranks
 
 
 def engine_args(scenario: Scenario, served: Model, card: Gpu) -> EngineArgs:

@@ -12,6 +12,7 @@ from scipy.signal import lfilter
 from simulator.core.errors import ScenarioError
 from simulator.core.names import suggestion
 from simulator.core.random import streams
+from simulator.cost.served_experts import ServedExperts
 from simulator.metrics.experience import quality_of_experience
 from simulator.metrics.stats import Floats, Ints
 from simulator.model.weights import parameters
@@ -125,7 +126,14 @@ def _setup(group: Setup) -> dict[str, float | int | None]:
         "usd_per_hour": group.usd_per_hour,
         "weight_bytes": memory.weight_bytes * group.num_gpus,
         "parameters": parameters(group.model).total,
+        "expert_hit_ratio": _expert_hit_ratio(group),
     }
+
+
+def _expert_hit_ratio(group: Setup) -> float | None:
+    """Of one sequence; None: all experts are in GPU memory."""
+    served = [x for x in group.cost.expert_layers(eplb=False).values() if isinstance(x, ServedExperts)]
+    return served[0].hit_ratio(1) if served else None
 
 
 def kv_utilization(result: Result) -> float | None:
