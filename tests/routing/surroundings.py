@@ -39,13 +39,14 @@ def build(
     size: int,
     *,
     weight: Sequence[float] | None = None,
+    watts: Sequence[float] | None = None,
     blocks: PrefixIndex | None = None,
     speeds: Sequence[float] | None = None,
     seed: int = 0,
     **options: Any,
 ) -> tuple[Router, Fleet]:
     """A router and the fleet it looks at: replicas of 1,000 blocks."""
-    fleet = Fleet(size, weight=weight or [1.0] * size, num_blocks=[1000] * size)
+    fleet = Fleet(size, weight=weight or [1.0] * size, num_blocks=[1000] * size, watts=watts)
     predict = Speeds(speeds or [1000.0] * size)
     around = Surroundings(fleet, trace, np.random.default_rng(seed), blocks or PrefixIndex(), 16, predict)
     return ROUTERS.get(name)(around, options), fleet

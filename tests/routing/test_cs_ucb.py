@@ -18,8 +18,7 @@ def play(turns: int, seed: int = 0) -> list[list[int]]:
     rng = np.random.default_rng(seed)
     codes = np.arange(turns) % 2
     trace = requests(turns, slo_class=Labels(codes.astype(np.int32), ("chat", "mail")))
-    router, fleet = build("cs-ucb", trace, 3, deadlines_s="2, 20")
-    fleet.watts[:] = WATTS
+    router, fleet = build("cs-ucb", trace, 3, watts=WATTS, deadlines_s="2, 20")
     found: list[list[int]] = [[], []]
     for row, kind in enumerate(codes.tolist()):
         now = 10.0 * row
@@ -54,7 +53,7 @@ def test_regret_grows_slower_than_time() -> None:
 
 def test_nobody_is_fast_enough_so_the_one_that_is_most_often() -> None:
     trace = requests(600)
-    router, fleet = build("cs-ucb", trace, 2, default_deadline_s=2.0)
+    router, fleet = build("cs-ucb", trace, 2, watts=[1.0, 2.0], default_deadline_s=2.0)
     rng = np.random.default_rng(0)
     chosen = []
     for row in range(600):
@@ -69,8 +68,7 @@ def test_nobody_is_fast_enough_so_the_one_that_is_most_often() -> None:
 
 def test_energy_is_shared_by_those_who_are_there() -> None:
     trace = requests(3)
-    router, fleet = build("cs-ucb", trace, 1)
-    fleet.watts[:] = 6.0
+    router, fleet = build("cs-ucb", trace, 1, watts=[6.0])
     one, two = Request(0, 0.0, 100, 10), Request(1, 1.0, 100, 10)
     for request in (one, two):
         router.route(request, np.arange(1), request.arrival)
