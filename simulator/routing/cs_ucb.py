@@ -35,10 +35,10 @@ class CsUcb(Router):
 
     Decides: per service class, kind of replica (those of equal power, speed and memory are alike) and level of load
     there (requests in flight, by powers of two) it keeps how many requests met their deadline and what energy they
-    took. A replica satisfies the constraint where the upper
-    confidence bound of the share that met it reaches ``target``, at this level and every lower one; of those the least
-    lower bound of energy is taken, what was never tried first, the least loaded of those alike. Where none satisfies it, the one with the highest bound.
-    Radii are ``sqrt(exploration ln t / n)``, with n tries out of t of the class; energy's in units of the largest mean.
+    took. A replica satisfies the constraint where the upper confidence bound of the share that met it reaches
+    ``target``, at this level and every lower one; of those the least lower bound of energy is taken, what was never
+    tried first, the least loaded of those alike. Where none satisfies it, the one with the highest bound. Radii are
+    ``sqrt(exploration ln t / n)``, with n tries out of t of the class; energy's in units of the largest mean.
     A request's energy is its share of what its replica draws above idle, divided evenly among those in flight there.
     Why it helps: small models on small GPUs answer cheaply as long as they are in time; which that is depends on
     class and load and is learnt, not modelled.
