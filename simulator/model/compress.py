@@ -8,6 +8,8 @@ from simulator.core.errors import ModelError
 from simulator.model.architecture import Attention, Model
 from simulator.model.kv_compression import KvCompression
 
+STREAM_TOKENS = 4_000_000
+
 
 def compressed(model: Model, kv: KvCompression) -> Model:
     """The model with its KV cache made smaller. Raises ModelError where that means nothing."""
@@ -28,4 +30,6 @@ def compressed(model: Model, kv: KvCompression) -> Model:
             )
         window = a.sliding_window if kv.keep_tokens is None else kv.keep_tokens
         layers.append(replace(layer, attention=replace(a, kv=kv, sliding_window=window)))
-    return replace(model, layers=tuple(layers))
+    # Positions are counted within what is kept, so that a stream has no end; the paper's longest had 4 million tokens.
+    longest = model.max_model_len if kv.keep_tokens is None else max(model.max_model_len, STREAM_TOKENS)
+    return replace(model, layers=tuple(layers), max_model_len=longest)

@@ -24,6 +24,7 @@ from simulator.kv.tiers import TierPlan, TierSet
 from simulator.metrics.slo import Slo, slo_preset
 from simulator.model.architecture import Model
 from simulator.model.catalogue import model
+from simulator.model.compress import compressed
 from simulator.model.config import load_config
 from simulator.routing import ROUTERS
 from simulator.scenario import interconnect, sharing
@@ -32,11 +33,13 @@ from simulator.scenario.config import Scenario, SloSpec
 from simulator.scenario.drafter import build_drafter
 from simulator.scenario.engine import EngineSpec, ModelSpec
 from simulator.scenario.front import front_plan
+from simulator.scenario.kv import check_holding, holding, without_prefixes
 from simulator.scenario.life import Kind, build_life
 from simulator.scenario.load import at, within
 from simulator.scenario.transforms import transformed
 from simulator.scenario.workload import Workload
 from simulator.scheduling import POLICIES, EngineArgs, resolve
+from simulator.scheduling.holding import Holding
 from traces.formats import read_trace
 from traces.generate import Generators, generate, synthesize
 from traces.trace import Trace
@@ -59,6 +62,7 @@ class Setup:
     power: PowerModel
     tiers: TierSet | None = None  # slower places for KV
     drafter: Drafter | None = None  # who drafts; None: nobody
+    holding: Holding | None = None  # KV blocks of a request where they are other than one per block_size tokens
     name: str = "replicas"  # of the group
     replicas: int = 1
 
@@ -149,6 +153,7 @@ def build(scenario: Scenario) -> Setup:
         power=power,
         tiers=build_tiers(engine, args, served, memory, card),
         drafter=drafter,
+        holding=holding(spec.kv_compression and spec.kv_compression.build(), args, cost.placed),
     )
 
 
@@ -218,6 +223,7 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
             num_gpus=setup.num_gpus,
             tiers=setup.tiers,
             shares=spec.shares,
+            holding=setup.holding,
         )
         for setup, spec, speed in zip(setups, specs, speeds, strict=True)
     )
@@ -247,6 +253,7 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
         front=front_plan(scenario.cluster.response_cache, scenario.cluster.retrieval_s),
     )
     interconnect.check(plan)
+    check_holding(plan)
     return plan
 
 
@@ -323,15 +330,22 @@ def engine_args(scenario: Scenario, served: Model, card: Gpu) -> EngineArgs:
         given["max_num_seqs"] = defaults.max_num_seqs
     if spec.max_num_batched_tokens is None:
         given["max_num_batched_tokens"] = defaults.max_num_batched_tokens
+    smaller = scenario.model.kv_compression
+    given["enable_prefix_caching"] = without_prefixes(smaller and smaller.build(), spec.enable_prefix_caching)
     return EngineArgs(**given)
 
 
 def build_model(spec: ModelSpec) -> Model:
     if spec.config is not None:
         with at("model.config"):
-            return load_config(spec.config)
-    with at("model.name"):
-        return model(str(spec.name))
+            found = load_config(spec.config)
+    else:
+        with at("model.name"):
+            found = model(str(spec.name))
+    if spec.kv_compression is None:
+        return found
+    with at("model.kv_compression"):
+        return compressed(found, spec.kv_compression.build())
 
 
 def build_slo(spec: SloSpec | None) -> Slo | None:

@@ -10,6 +10,7 @@ from pydantic import Field
 from simulator.cost.expert_serving import ExpertServing
 from simulator.cost.other_kernels import KernelSpeed
 from simulator.kv.eviction import EVICTIONS
+from simulator.scenario.kv import KvCompressionSpec
 from simulator.scenario.spec import (
     Bool,
     Fraction,
@@ -22,6 +23,7 @@ from simulator.scenario.spec import (
     PositiveBytes,
     PositiveNumber,
     Seconds,
+    Shorthand,
     Str,
     spec,
 )
@@ -42,6 +44,8 @@ class ModelSpec:
     """Weight quantization: fp8, int8, int4, mxfp4, nvfp4, ...; null: as the model is published."""
     kv_cache_dtype: Name = "auto"
     """Type of the KV cache: auto (that of the activations), bfloat16, fp8, int8 or int4."""
+    kv_compression: Annotated[KvCompressionSpec, Shorthand("preset")] | None = None
+    """How the KV cache is made smaller beyond its type. Plain text is a preset's name."""
 
     def __post_init__(self) -> None:
         if (self.name is None) == (self.config is None):
