@@ -123,7 +123,7 @@ class _Pool:
 
     def _start(self, file: SystemFile) -> None:
         context = multiprocessing.get_context("spawn")
-        process = context.Process(target=work, args=(str(file.path), str(self.folder)), daemon=True)
+        process = context.Process(target=work, args=(str(file.path), str(self.folder), key(file)), daemon=True)
         process.start()
         self.running[file.name] = (file, process, time.perf_counter())
 
@@ -162,8 +162,11 @@ class _Pool:
             process.join()
 
 
-def work(path: str, folder: str) -> None:
-    """One system in a process of its own: evaluates it and leaves the result, or its error, in the folder."""
+def work(path: str, folder: str, known_as: str) -> None:
+    """One system in a process of its own: evaluates it and leaves the result, or its error, in the folder.
+
+    known_as: the key of file and code as its parent knows them; code may be edited meanwhile.
+    """
     file = read_system(Path(path))
     target = Path(folder) / RESULTS / f"{file.name}.json"
     try:
@@ -177,4 +180,4 @@ def work(path: str, folder: str) -> None:
     except BaseException:
         traceback.print_exc()
         raise
-    atomic_json(target, {"schema": SCHEMA, "key": key(file), "system": file.name, "outcome": asdict(outcome)})
+    atomic_json(target, {"schema": SCHEMA, "key": known_as, "system": file.name, "outcome": asdict(outcome)})
