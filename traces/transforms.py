@@ -110,6 +110,16 @@ def repeat(trace: Trace, times: int, *, gap_s: float | None = None, share_prefix
     return replace(merge(rounds, share_prefixes=share_prefixes), source=trace.source, notes=trace.notes)
 
 
+def copies(trace: Trace, each: int) -> Trace:
+    """Every request so often at once, equal in all columns: samples of one prompt, or batches of equal lengths."""
+    if each < 1:
+        raise TraceError(f"copies: each must be >= 1, not {each}", where=trace.source)
+    if trace.session is not None:
+        remedy = "Copy requests that are no turns of conversations."
+        raise TraceError("copies: a turn cannot be taken several times.", where=trace.source, remedy=remedy)
+    return trace.select(np.repeat(np.arange(len(trace)), each))
+
+
 def merge(traces: Sequence[Trace], *, share_prefixes: bool = False) -> Trace:
     """All requests of all traces in order of arrival (ties: in the order given).
 

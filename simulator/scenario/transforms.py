@@ -22,6 +22,7 @@ CHANGES: Mapping[str, Change] = {
     "window": lambda trace, window, _: transforms.window(trace, window.start_s, window.end_s),
     "sample": lambda trace, fraction, rng: transforms.sample(trace, fraction, rng),
     "repeat": lambda trace, times, _: transforms.repeat(trace, times),
+    "copies": lambda trace, each, _: transforms.copies(trace, each),
     "clip": lambda trace, limits, _: transforms.clip_lengths(
         trace, max_prompt_tokens=limits.max_prompt_tokens, max_output_tokens=limits.max_output_tokens
     ),

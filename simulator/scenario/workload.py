@@ -128,6 +128,8 @@ class Transform:
     """Keep each conversation (or request, where there are none) with this probability."""
     repeat: Positive | None = None
     """Play the trace this many times, one after the other."""
+    copies: Positive | None = None
+    """Every request so often at once: samples of one prompt, or batches of equal lengths."""
     clip: Clip | None = None
     """Clip prompt and output lengths."""
     head: Count | None = None

@@ -19,10 +19,12 @@ class Static(Policy):
 
     Decides: when nothing runs, up to ``max_num_seqs`` waiting requests start together, each with ``max_model_len``
     tokens of KV reserved; their prompts are one step, then they decode in lockstep. Nobody joins or leaves before the
-    last token of the longest output: shorter ones are padded and cost a slot in every step.
+    last token of the longest output: shorter ones are padded and cost a slot in every step. In a pipeline every stage
+    has a batch of its own on the way, a microbatch of an equal share of ``max_num_seqs``.
     Why it helps: nothing to decide between steps; it was the way of serving before iteration-level scheduling, and it
     loses nothing when all outputs have one length.
-    Limits: arrivals wait for a whole batch; padding wastes decode slots; ``max_num_batched_tokens`` does not bound a
+    Limits: arrivals wait for a whole batch; padding wastes decode slots; in a pipeline, a microbatch's prompts take as
+    long as many tokens, and stages before and behind them idle (bubbles). ``max_num_batched_tokens`` does not bound a
     step (it only sizes the activations). Prompts are not padded (FasterTransformer removes that padding too). Results
     leave with their batch: ``first_token`` is when the first token was computed, which a client would see only at
     ``finish``, the end of the batch; so TTFT is that of a server that streams, E2E and TPOT are those of one that does
@@ -30,6 +32,7 @@ class Static(Policy):
     Reference: the FasterTransformer baseline of Orca, Yu et al., OSDI 2022, sections 2 and 6.
     """
 
+    pipelines = True
     grows = False
     holds = True
     prefix_caching = None
@@ -48,10 +51,13 @@ class Static(Policy):
         return False  # the batch is closed
 
     def schedule(self, state: EngineState) -> Step | None:
-        if state.running:
-            return DECODE if state.num_decodes else None
+        if state.num_decodes:
+            return DECODE
+        if state.running and len(state.lanes) == 1:
+            return None  # last tokens are on their way
         step = Step(decodes=False)
-        while state.waiting and len(state.running) < self.max_num_seqs:
+        several = self.max_num_seqs // len(state.lanes)
+        while state.waiting and len(step.admitted) < several:
             blocks = self.reservation(state, state.waiting[0])
             if blocks > state.pool.free:
                 break

@@ -142,3 +142,45 @@ def test_tokens_are_conserved_and_rows_of_the_last_stage_never_overlap(stages: i
     ends = steps.start + span_seconds(steps)
     assert (steps.start[1:] >= ends[:-1] - 1e-9).all()
     assert np.isin(np.round(requests.finish, 9), np.round(ends, 9)).all()  # tokens come when a batch leaves
+
+
+def microbatches(count: int, each: int, stages: int, output: int, cost: FixedCost | LinearCost) -> SimulationRecords:
+    """So many microbatches of equal requests, all there from the start, through policy static."""
+    n = count * each
+    trace = Trace(np.zeros(n), np.full(n, 100), np.full(n, output))
+    args = EngineArgs(policy="static", max_model_len=400, max_num_seqs=each * stages, pipeline_parallel_size=stages)
+    return simulate(trace, args, cost, 100_000)
+
+
+@pytest.mark.parametrize("stages", [2, 4])
+def test_static_microbatches_fill_a_pipeline_when_prompts_take_as_long_as_tokens(stages: int) -> None:
+    records = microbatches(stages, 3, stages, 20, FixedCost(STAGE_S, 0.0))
+    assert records.end == pytest.approx((20 * stages + stages - 1) * STAGE_S)
+    assert records.steps.num_decodes.max() == 3
+    assert (records.steps.num_prefills.max(), records.steps.num_prefills.sum()) == (3, 3 * stages)
+
+
+@pytest.mark.parametrize("stages", [2, 4])
+def test_long_prompts_leave_bubbles_in_a_static_pipeline(stages: int) -> None:
+    """A stage would be busy for as long as all batches take on it; tokens that wait behind prompts make it longer."""
+    rng = np.random.default_rng(0)
+    count, each, prompt_s, token_s = 10 * stages, 3, 0.05, 0.01
+    output = np.repeat(rng.integers(10, 40, count), each)
+    trace = Trace(np.zeros(count * each), np.full(count * each, 100), output)
+    args = EngineArgs(policy="static", max_model_len=400, max_num_seqs=each * stages, pipeline_parallel_size=stages)
+    records = simulate(trace, args, LinearCost(token_s, (prompt_s - token_s) / 300, 0.0, 0.0), 100_000)
+    busy = float(span_seconds(records.steps).sum())
+    assert busy == pytest.approx(count * prompt_s + float((output[::each] - 1).sum()) * token_s)
+    assert records.end > 1.15 * busy
+    even = simulate(trace, args, FixedCost(token_s, 0.0), 100_000)
+    assert even.end < 1.15 * float(span_seconds(even.steps).sum())
+
+
+def test_static_microbatches_end_with_all_their_tokens() -> None:
+    rng = np.random.default_rng(2)
+    trace = Trace(np.cumsum(rng.exponential(0.05, 60)), rng.integers(10, 200, 60), rng.integers(1, 60, 60))
+    args = EngineArgs(policy="static", max_model_len=400, max_num_seqs=9, pipeline_parallel_size=3)
+    records = simulate(trace, args, LinearCost(0.005, 2e-5, 1e-4, 1e-8), 200)
+    assert (records.requests.status == Status.FINISHED).all()
+    np.testing.assert_array_equal(tokens_made(analyse(records).ranges, 60), trace.output_tokens)
+    assert records.steps.num_decodes.max() <= 3

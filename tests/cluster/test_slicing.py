@@ -50,13 +50,14 @@ def checked(built: Simulation, requests: Trace) -> SimulationRecords:
     blocks=st.sampled_from([60, 200]),
     tokens=st.sampled_from([1, 2, 16, 500]),
     router=st.sampled_from(["max-min", "round-robin", "least-requests", "least-kv"]),
+    stages=st.sampled_from([1, 1, 3]),
     users=st.sampled_from([None, None, 9]),
 )
 def test_nothing_is_lost_and_spans_are_steps(
-    seed: int, count: int, blocks: int, tokens: int, router: str, users: int | None
+    seed: int, count: int, blocks: int, tokens: int, router: str, stages: int, users: int | None
 ) -> None:
     requests = trace(50, 80.0, seed=seed)
-    args = replace(ARGS, options={"slice_tokens": tokens})
+    args = replace(ARGS, options={"slice_tokens": tokens}, pipeline_parallel_size=stages)
     plan = sliced(count, args=args, blocks=blocks, router=router)
     runs = []
     for mode in (False, True):

@@ -202,3 +202,12 @@ def test_a_picture_that_cannot_be_written_is_a_trace_error(tmp_path):
         plot(plain(0, 1), tmp_path / "absent" / "x.png")
     with pytest.raises(TraceError, match="cannot write the picture"):
         plot(plain(0, 1), tmp_path / "x.notaformat")
+
+
+def test_copies_come_at_once_and_are_equal():
+    trace = transforms.copies(plain(0, 1, 5, tenant=Labels(np.array([0, 1, 0]), ("a", "b"))), 3)
+    np.testing.assert_array_equal(trace.arrival, [0, 0, 0, 1, 1, 1, 5, 5, 5])
+    np.testing.assert_array_equal(trace.prompt_tokens, [20] * 3 + [40] * 3 + [60] * 3)
+    assert list(trace.tenant.values()) == list("aaabbbaaa")
+    with pytest.raises(TraceError, match="turn"):
+        transforms.copies(chats(), 2)
