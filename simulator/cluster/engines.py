@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from simulator.cluster.plan import Group
 from simulator.core.errors import ScenarioError
 from simulator.core.random import streams
+from simulator.cost.step import OperatorCost
 from simulator.kv.pool import BlockPool
 from simulator.kv.prefix import PrefixCache
+from simulator.replica.elastic import ElasticEngine
 from simulator.replica.engine import Engine, Observer
 from simulator.replica.pipeline import PipelineEngine
 from simulator.replica.recorder import Recorder
@@ -15,6 +19,7 @@ from simulator.replica.steps import OnFinish
 from simulator.replica.wave import WaveEngine
 from simulator.scheduling import POLICIES, EngineState
 from simulator.scheduling.args import Speculation
+from simulator.scheduling.elastic import ElasticPolicy
 from simulator.scheduling.holding import HoldingState
 from simulator.scheduling.speculation import Acceptance, SpeculativeState, speculating
 from traces.trace import Trace
@@ -43,6 +48,9 @@ def build_engine(
     policies = [POLICIES.get(args.policy)(args) for _ in ranks]
     states = [make_state(group, trace, grows=policies[0].grows) for _ in ranks]
     one = states[0], policies[0], cost, recorder
+    if policies[0].elastic:
+        elastic, kernels = cast("ElasticPolicy", policies[0]), cast("OperatorCost", cost)  # see ``check_ranks``
+        return ElasticEngine(states[0], elastic, kernels, recorder, on_finish=on_finish, observer=observer)
     if processor is not None:
         return SharedEngine(*one, processor=processor, on_finish=on_finish, observer=observer)
     if len(ranks) > 1 or args.enable_eplb:

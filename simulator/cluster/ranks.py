@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from simulator.cluster.cache_events import CacheEvents
-from simulator.cluster.plan import ClusterPlan
+from simulator.cluster.plan import ClusterPlan, Group
 from simulator.core.errors import ScenarioError
 from simulator.cost.power import ClockedCost
+from simulator.cost.step import OperatorCost
 from simulator.kv.pool import BlockPool
 from simulator.kv.prefix import PrefixCache
 from simulator.replica.engine import Engine
 from simulator.replica.pipeline import PipelineEngine
 from simulator.replica.wave import WaveEngine
 from simulator.routing.prefix_index import PrefixIndex
+from simulator.scheduling import POLICIES
 
 MOVERS = {"disaggregation": "disaggregation", "life": "scaling and faults", "migration": "migration"}
 
@@ -42,6 +44,8 @@ def check_ranks(cluster: ClusterPlan) -> None:
     """Raises ScenarioError where requests would have to leave or enter ranks in mid-flight, or clocks change."""
     for group in cluster.groups:
         args = group.args
+        if POLICIES.get(args.policy).elastic:
+            _check_instances(cluster, group)
         if args.data_parallel_size == 1 and not args.enable_eplb:
             continue
         where = "engine.data_parallel_size" if args.data_parallel_size > 1 else "engine.enable_eplb"
@@ -70,3 +74,17 @@ def check_ranks(cluster: ClusterPlan) -> None:
                     where=where,
                     remedy=f"Leave {what} out, or use tensor_parallel_size instead.",
                 )
+
+
+def _check_instances(cluster: ClusterPlan, group: Group) -> None:
+    """Elastic instances have prices of their own for every size of group, and nothing moves in or out of them."""
+    found = [what for name, what in MOVERS.items() if getattr(cluster, name) is not None]
+    found += ["shares"] if group.shares is not None else []
+    found += ["KV tiers"] if group.tiers is not None else []
+    found += ["hardware.power_cap_w and hardware.clock"] if not isinstance(group.cost, OperatorCost) else []
+    if found:
+        raise ScenarioError(
+            f"group {group.name}: engine policy {group.args.policy!r} does not go with {found[0]} here.",
+            where="engine.policy",
+            remedy=f"Leave {found[0]} out, or use another policy.",
+        )

@@ -18,7 +18,8 @@ are gathered first (vLLM 0.33, ``v1/attention/ops/common.py``).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from simulator.cost.operators import ChunkSeconds, Curve, Operators, sum_curves
 from simulator.cost.shapes import AttentionShape, attention_shape
@@ -190,3 +191,83 @@ class ContextParallelCost(OperatorCost):
 
 def _summed(prices: Sequence[tuple[int, ChunkSeconds]]) -> ChunkSeconds:
     return lambda new, computed: sum([count * price(new, computed) for count, price in prices])
+
+
+@lru_cache(maxsize=8)
+def elastic_costs(cost: OperatorCost) -> ElasticCosts:
+    """One for all replicas of a group."""
+    return ElasticCosts(cost)
+
+
+class ElasticCosts:
+    """Prices of the groups that an elastic engine's instances may form; ``cost`` is that of all of them together.
+
+    A batch of prompts of ``L`` tokens takes ``a + b sum(L) + c sum(L^2)`` on each size of group (LoongServe, section
+    5.2): fitted to three prices, for choosing among groups. What a batch then takes is priced itself.
+    """
+
+    FITTED_TOKENS = (1024, 16384, 131072)
+
+    def __init__(self, cost: OperatorCost) -> None:
+        self._cost = cost
+        self._on: dict[tuple[int, int], OperatorCost] = {}
+        self._fits: Table[tuple[float, float, float]] = Table(self._fit)
+        self._masters: dict[tuple[int, int], int] = {}
+        placed = cost.placed
+        self._link = sends(cost.operators, cost.gpu.group_link(placed.tp * placed.pcp))
+        self._kv_bytes = sum(shape.bytes_per_context * count for shape, count in cost.attention_shapes)  # on one GPU
+
+    def on(self, instances: int, masters: int = 0) -> OperatorCost:
+        """Steps on so many instances."""
+        found = self._on.get((instances, masters))
+        if found is None:
+            cost = self._cost
+            deployment = replace(
+                cost.deployment, prefill_context_parallel_size=instances, context_parallel_masters=masters
+            )
+            cut = instances * cost.placed.dcp > 1
+            kind = ContextParallelCost if cut else OperatorCost
+            found = self._on[instances, masters] = kind(cost.model, cost.operators, deployment, cost.overhead)
+        return found
+
+    def prefill_seconds(self, instances: int, tokens: int, squares: int) -> float:
+        """About what a batch of prompts takes; squares: sum of their squared lengths."""
+        a, b, c = self._fits[instances]
+        return a + b * tokens + c * squares
+
+    def _fit(self, instances: int) -> tuple[float, float, float]:
+        x, y, z = self.FITTED_TOKENS
+        at_x, at_y, at_z = (self.on(instances).mixed(0, 0, 0, [(n, 0)], 1) for n in self.FITTED_TOKENS)
+        low, high = (at_y - at_x) / (y - x), (at_z - at_y) / (z - y)
+        c = max((high - low) / (z - x), 0.0)
+        b = max(low - c * (x + y), 0.0)
+        return max(at_x - b * x - c * x * x, 0.0), b, c
+
+    def decode_seconds(self, instances: int, num_decodes: int) -> float:
+        """A decode step over hardly any context."""
+        return self.decode_step(instances, num_decodes, num_decodes)
+
+    def decode_step(self, instances: int, num_decodes: int, context: float) -> float:
+        """A decode step, its tokens computed by as many masters as make it shortest.
+
+        context: what it would be if every instance held as much as the one that holds most.
+        """
+        masters = self._masters.get((instances, num_decodes))
+        if masters is None:
+            known = [(self._decode(instances, n, num_decodes, num_decodes), n) for n in range(1, instances + 1)]
+            masters = self._masters[instances, num_decodes] = min(known)[1]
+        return self._decode(instances, masters, num_decodes, int(context))
+
+    def _decode(self, instances: int, masters: int, num_decodes: int, context: int) -> float:
+        return self.on(instances, masters if instances > 1 else 0).decode(num_decodes, context, 0, 0).first
+
+    def move_seconds(self, tokens: float) -> float:
+        """KV of an instance goes to others: each of its GPUs sends its part."""
+        return self._link(tokens * self._kv_bytes) if tokens > 0 else 0.0
+
+    def keep_seconds(self, tokens: int, instances: int, kept: int) -> float:
+        """``kept`` of the instances that compute a batch write the KV of all of them: read from what the ring passes
+        by, written to the cache; their own share is in the batch's price.
+        """
+        more = tokens / kept - tokens / instances
+        return self._cost.operators.elementwise(2.0 * more * self._kv_bytes, 1).seconds if more > 0 else 0.0

@@ -33,6 +33,9 @@ class Policy(Protocol):
     speculates: ClassVar[bool] = False
     """Whether running requests may compute drafts too (``speculation``)."""
 
+    elastic: ClassVar[bool] = False
+    """Whether it forms groups of the engine's ``prefill_context_parallel_size`` instances (``ElasticPolicy``)."""
+
     unused: ClassVar[frozenset[str]] = frozenset()
     """Arguments that mean nothing to it: setting one is an error."""
 
