@@ -98,7 +98,7 @@ class Simulation:
         pass_on = self._feedback()
         self.replicas: list[Replica] = []
         self._events: list[CacheEvents] = []
-        self._tiers = Tiers()
+        self._tiers = Tiers(trace, groups)
         self.dispatcher: Dispatcher | None = None
         self.moves: Disaggregation | Migration | None = None  # of requests between replicas
         self.lifecycle: Lifecycle | None = None  # of replicas that come and go

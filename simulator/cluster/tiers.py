@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
+from simulator.cluster.engines import ids_block_size
 from simulator.cluster.plan import Group
+from simulator.core.errors import ScenarioError
+from simulator.kv.chunks import ChunkStack, ChunkTable
+from simulator.kv.eviction import EVICTIONS
 from simulator.kv.prefix import PrefixCache
-from simulator.kv.tiers import Tier, TierStack
+from simulator.kv.tiers import Place, Tier, TierPlan, TierSet, TierStack
 from simulator.replica.records import TierRecord
 from simulator.scheduling import EngineState
+from traces.prefix import positions, row_cumsum
+from traces.trace import Chunks, Ints, PrefixBlocks, Trace
 
 
 class Tiers:
     """Builds the stacks of a cluster, and says at the end what each tier did."""
 
-    def __init__(self) -> None:
+    def __init__(self, trace: Trace, groups: Sequence[Group]) -> None:
+        self._trace = trace
+        self._stride = 1  # blocks of the trace per id that requests carry
+        plans = [group.tiers for group in groups if group.tiers is not None]
+        if plans and trace.prefix is not None:
+            self._stride = max(ids_block_size(trace, tuple(groups)) // trace.prefix.block_tokens, 1)
+        self._table: ChunkTable | None = None
+        self._places: dict[int, Place] | None = None
         self._shared: dict[str, Tier] = {}
         self._own: list[tuple[int, Tier]] = []
         self._stacks: list[TierStack] = []
@@ -26,19 +43,47 @@ class Tiers:
         tiers = []
         for tier in plan.tiers:
             if not tier.shared:
-                built = Tier(tier, block_bytes)
+                built = Tier(tier, block_bytes, self._places_for(tier, plan))
                 self._own.append((replica, built))
             elif tier.name in self._shared:
                 built = self._shared[tier.name]
             else:
-                built = self._shared[tier.name] = Tier(tier, block_bytes)
+                built = self._shared[tier.name] = Tier(tier, block_bytes, self._places_for(tier, plan))
             tiers.append(built)
 
         def prefill_s(tokens: int, computed: int) -> float:
             return group.cost.mixed(0, 0, 0, [(tokens, computed)], 1)
 
-        state.tiers = TierStack(plan, tiers, pool, prefill_s)
+        if plan.match == "chunks":
+            table = self._chunk_table(pool.block_size * pool.unit)
+            state.tiers = ChunkStack(plan, tiers, pool, prefill_s, table)
+        else:
+            state.tiers = TierStack(plan, tiers, pool, prefill_s)
         self._stacks.append(state.tiers)
+
+    def _places_for(self, tier: TierPlan, plan: TierSet) -> dict[int, Place] | None:
+        """Position and predecessor of each prefix block, where the tier's policy weighs them."""
+        prefix = self._trace.prefix
+        if plan.match == "chunks" or prefix is None or not EVICTIONS.get(tier.eviction).needs_places:
+            return None
+        if self._places is None:
+            ids, first = np.unique(prefix.ids, return_index=True)
+            position = positions(prefix)[first]
+            before = np.where(position >= self._stride, prefix.ids[first - np.minimum(first, self._stride)], -1)
+            places = zip((position // self._stride).tolist(), before.tolist(), strict=True)
+            self._places = dict(zip(ids.tolist(), places, strict=True))
+        return self._places
+
+    def _chunk_table(self, piece_tokens: int) -> ChunkTable:
+        """Raises ScenarioError when the trace names no chunks."""
+        if self._table is None:
+            chunks, prefix = self._trace.chunks, self._trace.prefix
+            if chunks is None or prefix is None:
+                remedy = "Use a trace that does, such as RAGPulse's or synthetic documents, or kv_tier_match: prefix."
+                raise ScenarioError("the requests name no chunks to look up.", where=self._trace.source, remedy=remedy)
+            complete = _completing(chunks, prefix, self._stride)
+            self._table = ChunkTable(chunks.offsets, chunks.ids, chunks.tokens, complete, piece_tokens)
+        return self._table
 
     def records(self) -> tuple[TierRecord, ...]:
         """One row per tier and replica, shared ones with replica -1."""
@@ -60,3 +105,12 @@ class Tiers:
     def load_s(self) -> float:
         """Seconds that loading added to steps, over all replicas."""
         return sum(stack.load_s for stack in self._stacks)
+
+
+def _completing(chunks: Chunks, prefix: PrefixBlocks, stride: int) -> Ints:
+    """Id (as requests carry it) of the block in which each chunk ends, or of the prompt's last full one; -1: none."""
+    ends = row_cumsum(chunks.tokens, chunks.offsets)
+    full = np.repeat(prefix.counts() // stride, chunks.counts())
+    block = np.minimum((ends - 1) // (prefix.block_tokens * stride), full - 1)
+    at = np.repeat(prefix.offsets[:-1], chunks.counts()) + (block + 1) * stride - 1
+    return np.where(full > 0, prefix.ids[np.minimum(at, len(prefix.ids) - 1)], -1)

@@ -8,7 +8,7 @@ what they hold, so equal prefixes are one copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,9 @@ from simulator.kv.prefix import PrefixCache
 
 Write = Literal["evict", "through"]
 Load = Literal["blocking", "layerwise"]
+Match = Literal["prefix", "chunks"]
+Place = tuple[int, int]  # position of a block in its prompt, id of the block before it
+NOWHERE: Place = (0, -1)
 PrefillSeconds = Callable[[int, int], float]  # (tokens to compute, tokens computed before) -> s
 
 
@@ -44,6 +47,8 @@ class TierSet:
 
     bytes_per_token: KV of all ranks together. num_layers: of the model. load: whether a step waits for all that it
     loads before it computes, or for each layer. load_if_faster: else everything found is loaded, however slow.
+    match: what is looked up: the prompt's prefix, or its chunks wherever they stand (``simulator.kv.chunks``), of which
+    ``recompute_fraction`` is computed again.
     """
 
     tiers: tuple[TierPlan, ...]
@@ -51,6 +56,8 @@ class TierSet:
     num_layers: int
     load: Load = "layerwise"
     load_if_faster: bool = True
+    match: Match = "prefix"
+    recompute_fraction: float = 0.15
 
     @property
     def shared(self) -> bool:
@@ -60,12 +67,23 @@ class TierSet:
 class Tier:
     """What a tier holds, and its reads one after the other."""
 
-    __slots__ = ("_blocks", "_ready", "busy_s", "busy_until", "bytes_read", "bytes_written", "hit_tokens", "plan")
+    __slots__ = (
+        "_blocks",
+        "_places",
+        "_ready",
+        "busy_s",
+        "busy_until",
+        "bytes_read",
+        "bytes_written",
+        "hit_tokens",
+        "plan",
+    )
 
-    def __init__(self, plan: TierPlan, block_bytes: float) -> None:
-        """block_bytes: KV of one block of the trace."""
+    def __init__(self, plan: TierPlan, block_bytes: float, places: Mapping[int, Place] | None = None) -> None:
+        """block_bytes: KV of one block of the trace. places: where blocks stand, for eviction policies that ask."""
         self.plan = plan
         self._blocks: Eviction = EVICTIONS.get(plan.eviction)(max(1, int(plan.capacity_bytes // block_bytes)))
+        self._places: Mapping[int, Place] = places or {}
         self._ready: dict[int, float] = {}  # s, of blocks still being computed
         self.busy_until = 0.0  # s
         self.busy_s = 0.0
@@ -86,14 +104,14 @@ class Tier:
 
     def store(self, block: int, num_bytes: float, ready: float | None = None) -> None:
         """Copy a block down; ready: when it will be there, s (None: it is)."""
-        if not self._blocks.access(block, 0, -1, 0):
+        if not self._blocks.access(block, *self._places.get(block, NOWHERE), 0):
             self.bytes_written += num_bytes
             if ready is not None:
                 self._ready[block] = ready
 
     def touch(self, block: int) -> None:
         """The block is used."""
-        self._blocks.access(block, 0, -1, 0)
+        self._blocks.access(block, *self._places.get(block, NOWHERE), 0)
 
     def read(self, begin: float, num_bytes: float) -> float:
         """When ``num_bytes`` asked for at ``begin`` are there, s."""
@@ -145,8 +163,12 @@ class TierStack:
 
     # -- looking up --------------------------------------------------------------------------------------------
 
-    def find(self, ids: Sequence[int], have: int, limit: int, block_size: int) -> int:
-        """Engine blocks from ``have`` on, at most up to ``limit``, that the tiers hold and are worth loading."""
+    def find(self, row: int, ids: Sequence[int], have: int, limit: int, block_size: int) -> int:
+        """Engine blocks from ``have`` on, at most up to ``limit``, that the tiers hold and are worth loading.
+
+        row: of the trace. ids: of its blocks.
+        """
+        del row
         unit, now = self._unit, self.now
         end = index = have // unit
         while end < len(ids) and end * unit < limit and any(tier.holds(ids[end], now) for tier in self.tiers):
@@ -162,19 +184,22 @@ class TierStack:
 
     def _read_seconds(self, ids: Sequence[int]) -> float:
         """How long it would take from now on to read these blocks, each from the fastest tier that holds it."""
-        wanted = dict.fromkeys(range(len(self.tiers)), 0)
+        wanted = [0.0] * len(self.tiers)
         for block in ids:
-            wanted[next(i for i, tier in enumerate(self.tiers) if tier.holds(block, self.now))] += 1
+            wanted[next(i for i, tier in enumerate(self.tiers) if tier.holds(block, self.now))] += self._block_bytes
+        return self._seconds(wanted)
+
+    def _seconds(self, wanted: Sequence[float]) -> float:
+        """From now on until so many bytes of each tier are read, queues included."""
         return max(
-            max(self.tiers[i].busy_until - self.now, 0.0)
-            + self.tiers[i].plan.latency_s
-            + count * self._block_bytes / self.tiers[i].plan.bandwidth
-            for i, count in wanted.items()
-            if count
+            max(tier.busy_until - self.now, 0.0) + tier.plan.latency_s + num_bytes / tier.plan.bandwidth
+            for tier, num_bytes in zip(self.tiers, wanted, strict=True)
+            if num_bytes
         )
 
-    def load(self, ids: Sequence[int], have: int, blocks: int) -> None:
+    def load(self, row: int, ids: Sequence[int], have: int, blocks: int) -> None:
         """The step being planned loads ``blocks`` engine blocks from ``have`` on."""
+        del row
         unit = self._unit
         share = blocks / unit / max(-(-(have + blocks) // unit) - have // unit, 1)
         for block in ids[have // unit : -(-(have + blocks) // unit)]:

@@ -185,7 +185,19 @@ def build_tiers(engine: EngineSpec, args: EngineArgs, served: Model, memory: Mem
         for tier in engine.kv_tiers
     )
     per_token = memory.kv_bytes_per_token * ranks
-    return TierSet(plans, per_token, served.num_layers, engine.kv_tier_load, engine.kv_tier_load_if_faster)
+    if engine.kv_tier_match == "chunks" and any(plan.write != "through" for plan in plans):
+        remedy = "Set 'write: through' for each of kv_tiers."
+        message = "chunks are kept as they are computed, not as the prefix cache forgets them."
+        raise ScenarioError(message, where="engine.kv_tier_match", remedy=remedy)
+    return TierSet(
+        plans,
+        per_token,
+        served.num_layers,
+        engine.kv_tier_load,
+        engine.kv_tier_load_if_faster,
+        engine.kv_tier_match,
+        engine.kv_recompute_fraction,
+    )
 
 
 def build_groups(scenario: Scenario) -> tuple[Setup, ...]:

@@ -108,7 +108,7 @@ class TierSpec:
     write: Literal["evict", "through"] = "evict"
     """When blocks come down: as the cache forgets them, or as they are computed."""
     eviction: Name = "lru"
-    """Eviction policy of the tier (`windtunnel policies`); blocks stand alone here, so pgdsf weighs uses only."""
+    """Eviction policy of the tier (`windtunnel policies`)."""
     shared: Bool = False
     """One copy and one bandwidth for all replicas; its blocks are written through."""
 
@@ -227,6 +227,10 @@ class EngineSpec:
     """How a step waits for what it loads: layer by layer, while it computes, or for all of it first."""
     kv_tier_load_if_faster: Bool = True
     """Load a prefix only where computing it would take longer."""
+    kv_tier_match: Literal["prefix", "chunks"] = "prefix"
+    """What tiers are asked for: a prompt's prefix, or its chunks wherever they stand (CacheBlend)."""
+    kv_recompute_fraction: Fraction = 0.15
+    """Share of the tokens of a chunk that are computed again in their new place, with `kv_tier_match: chunks`."""
     enable_chunked_prefill: Bool = True
     """Split prompts that exceed the token budget over several steps."""
     long_prefill_token_threshold: NonNegative = 0

@@ -137,7 +137,7 @@ class EngineState:
         limit = (request.target - 1) // self.block_size
         hit = self.pool.lookup(request.table, limit)
         if self.tiers is not None and hit.blocks < limit:
-            hit.loaded = self.tiers.find(request.table.ids, hit.blocks, limit, self.block_size)
+            hit.loaded = self.tiers.find(request.row, request.table.ids, hit.blocks, limit, self.block_size)
         return hit
 
     def admit(self, request: Request, hit: Hit, step: Step) -> None:
@@ -156,7 +156,7 @@ class EngineState:
     def _load(self, request: Request, hit: Hit) -> None:
         """Take blocks for what comes from slower tiers."""
         assert self.tiers is not None and request.table is not None and isinstance(self.pool, PrefixCache)
-        self.tiers.load(request.table.ids, hit.blocks, hit.loaded)
+        self.tiers.load(request.row, request.table.ids, hit.blocks, hit.loaded)
         self.pool.take(hit.loaded)
         self.pool.cache(request.table, hit.reused)
 

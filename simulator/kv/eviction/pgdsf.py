@@ -20,6 +20,8 @@ class Pgdsf(Eviction):
     Reference: Jin et al., RAGCache (arXiv:2404.12457); GDSF: Cherkasova, HPL-98-69R1 (1998).
     """
 
+    needs_places = True
+
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._clock = 0.0

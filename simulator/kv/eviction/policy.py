@@ -18,6 +18,8 @@ class Eviction(Protocol):
 
     needs_future: ClassVar[bool] = False
     """Whether ``access`` must be told when the block comes next: for offline optima only."""
+    needs_places: ClassVar[bool] = False
+    """Whether ``position`` and ``parent`` matter."""
 
     def __init__(self, capacity: int) -> None:
         """capacity: blocks, at least 1."""
