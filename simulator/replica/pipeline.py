@@ -106,8 +106,10 @@ class PipelineEngine:
 
     @property
     def next_lane(self) -> EngineState:
-        """The lane that is planned next: others that are free may have to wait until they are first in line."""
-        return self._free[0] if self._free else min(self.state.lanes, key=lambda lane: lane.num_decodes)
+        """Where requests join that come with their KV: the lane that is planned next, or the smallest."""
+        if self._free and not self.policy.spreads:
+            return self._free[0]
+        return min(self.state.lanes, key=lambda lane: lane.num_decodes)
 
     def settle(self, now: float) -> None:
         """Bring ``state`` to what it is at ``now``."""
@@ -125,8 +127,12 @@ class PipelineEngine:
                 self._actions[:] = [action for action in self._actions[:] if not action(now)]
             if self.observer is not None:
                 self.observer.settled(now, self.state)
-            while self._free and self._plan(self._free[0], now):
-                self._flying.append((self.busy_until, self._free.popleft()))
+            while self._free:
+                lane = next((free for free in self._free if free.num_decodes), self._free[0])
+                if not self._plan(lane, now):
+                    break
+                self._flying.append((self.busy_until, lane))
+                self._free.remove(lane)
             now = self._flying[0][0] if self._flying else inf
             self.wake_time = now
 

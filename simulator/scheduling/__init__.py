@@ -9,6 +9,7 @@ from simulator.scheduling import (  # noqa: F401 - imported to register them
     fastserve,
     loongserve,
     ltr,
+    microbatches,
     orca,
     response_length,
     s3,

@@ -36,6 +36,9 @@ class Policy(Protocol):
     elastic: ClassVar[bool] = False
     """Whether it forms groups of the engine's ``prefill_context_parallel_size`` instances (``ElasticPolicy``)."""
 
+    spreads: ClassVar[bool] = False
+    """Whether requests that come with KV join the smallest of these batches, not the one that is planned next."""
+
     unused: ClassVar[frozenset[str]] = frozenset()
     """Arguments that mean nothing to it: setting one is an error."""
 

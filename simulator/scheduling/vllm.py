@@ -107,12 +107,18 @@ class Vllm(Policy):
             chunks.append((request, tokens))
         return chunks
 
+    def most_running(self, state: EngineState) -> int:
+        """Requests that may run when a batch of this state has been planned."""
+        del state
+        return self.max_num_seqs
+
     def _admit(self, state: EngineState, step: Step, budget: int, threshold: int) -> None:
         """Admit waiting requests in order while sequences, budget and blocks last."""
         waiting = state.waiting
         pool = state.pool
         size = state.block_size
-        while budget > 0 and waiting and len(state.running) < self.max_num_seqs:
+        most = self.most_running(state)
+        while budget > 0 and waiting and len(state.running) < most:
             request = waiting[0]
             hit = state.hit(request) if request.table is not None else NO_HIT
             target = request.target

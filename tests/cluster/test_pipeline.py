@@ -184,3 +184,15 @@ def test_static_microbatches_end_with_all_their_tokens() -> None:
     assert (records.requests.status == Status.FINISHED).all()
     np.testing.assert_array_equal(tokens_made(analyse(records).ranges, 60), trace.output_tokens)
     assert records.steps.num_decodes.max() <= 3
+
+
+def test_microbatches_keep_every_stage_busy_where_vllm_gathers_decodes_in_one_batch() -> None:
+    """Eight requests come one by one while others run: as one batch, each token takes four stages' time."""
+    trace = Trace(np.arange(8) * 0.2, np.full(8, 10), np.full(8, 400))
+    ends = {}
+    for policy in ("vllm", "microbatches"):
+        args = EngineArgs(policy=policy, max_num_seqs=8, enable_prefix_caching=False, pipeline_parallel_size=4)
+        records = simulate(trace, args, FixedCost(STAGE_S, 0.0), 100_000)
+        ends[policy] = int(records.steps.num_decodes.max())
+        np.testing.assert_array_equal(tokens_made(analyse(records).ranges, 8), trace.output_tokens)
+    assert ends == {"vllm": 8, "microbatches": 2}

@@ -25,6 +25,7 @@ VARIANTS: list[tuple[str, dict[str, object]]] = [
     ("vllm", {}),
     ("static", {}),
     ("slices", {"slice_tokens": 6}),
+    ("microbatches", {}),
     ("orca", {"reservation": "max"}),
     ("orca", {"reservation": "pow2"}),
     ("orca", {"reservation": "oracle"}),
