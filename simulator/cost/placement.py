@@ -211,6 +211,12 @@ def check_context_parallel(model: Model, d: Deployment) -> None:
             where=where,
             remedy="Use tensor_parallel_size.",
         )
+    if any(isinstance(x.attention, Attention) and x.attention.kv is not None for x in model.layers):
+        raise ModelError(
+            "a compressed KV cache is not cut along the sequence",
+            where=where,
+            remedy="Use tensor_parallel_size, or leave the compression out.",
+        )
     if pcp > 1 and model.is_moe:
         raise ModelError(
             f"experts of {model.name} on several prefill context parallel ranks are not modelled",

@@ -150,3 +150,53 @@ def test_what_cannot_share_gpus_is_told_why(shared: Path, settings: list[str], w
     with pytest.raises(UserError) as caught:
         run(load(shared, settings))
     assert words in str(caught.value)
+
+
+CUT = """
+model: Llama-3.1-8B
+hardware: H100-SXM
+engine: {max_model_len: 32768, max_num_seqs: 64, prefill_context_parallel_size: 4}
+workload: {preset: {name: azure-conv, num_requests: 200, rate: 20}}
+"""
+
+
+@pytest.mark.parametrize("policy", ["vllm", "sarathi"])
+def test_ranks_that_share_contexts_are_one_engine_with_one_cache(tmp_path: Path, policy: str) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(CUT)
+    settings = [f"engine.policy={policy}"]
+    one, cut = (run(load(path, [*settings, f"engine.prefill_context_parallel_size={n}"])) for n in (1, 4))
+    setup = cut.groups[0]
+    assert setup.num_gpus == 4
+    assert setup.args.block_size == 64
+    held = [r.groups[0].num_gpu_blocks * r.groups[0].args.block_size for r in (one, cut)]
+    assert held[1] / held[0] == pytest.approx(4.0, rel=0.05)
+    assert cut.summary["latency"]["ttft_s"]["mean"] < one.summary["latency"]["ttft_s"]["mean"]
+    stepwise = run(load(path, [*settings, "run.mode=step"])).records.requests
+    for name in ("first_token", "finish"):
+        np.testing.assert_array_equal(getattr(stepwise, name), getattr(cut.records.requests, name))
+
+
+def test_prompts_on_several_ranks_hand_over_to_replicas_of_one(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    groups = "{name: p, role: prefill}, {name: d, role: decode, replicas: 2, engine: {prefill_context_parallel_size: 1}}"
+    path.write_text(CUT + f"cluster: {{groups: [{groups}], disaggregation: {{}}}}\n")
+    result = run(load(path))
+    assert [setup.num_gpus for setup in result.groups] == [4, 1]
+    assert result.summary["requests"]["finished"] == 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["engine.pipeline_parallel_size=2"], "Set both to 1"),
+        (["engine.kv_tiers=[{name: dram, capacity_bytes: 10GB}]"], "context-parallel ranks"),
+        (["engine.decode_context_parallel_size=2"], "1 copies of a KV head"),
+        (["engine.context_parallel_layout=zigzag"], "striped, contiguous"),
+    ],
+)
+def test_what_contexts_cannot_be_cut_with_is_told(tmp_path: Path, settings: list[str], words: str) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(CUT)
+    with pytest.raises(UserError, match=words):
+        run(load(path, settings))
