@@ -183,6 +183,13 @@ class Door:
             waiting.here = False
             self._size -= 1
 
+    def withdraw(self, row: int) -> None:
+        """It does not need a replica any more."""
+        for heap in self._heaps.values():
+            for _, _, waiting in heap:
+                if waiting.request.row == row:
+                    self.leave(waiting)
+
     def lines(self) -> dict[int, int]:
         """Requests in each line, by kind."""
         return {kind: sum(waiting.here for _, _, waiting in heap) for kind, heap in self._heaps.items()}

@@ -4,39 +4,32 @@ A prefill replica computes a request as if it had one output token, and keeps it
 replica once that has reserved blocks and a place in its batch for it; until then it waits, first come first served,
 and the prefill replica's blocks stay held: that is the back-pressure. When the last byte has arrived, the blocks on the
 prefill side are free and the request joins the decode batch before the next step.
+
+A request that has lost its replica comes again with the tokens it had made: its prefill computes those, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from math import nan
+from math import inf, nan
 
 import numpy as np
 
 from simulator.cluster.chunks import Chunks
 from simulator.cluster.clock import Clock
-from simulator.cluster.dispatcher import Dispatcher, Finished
-from simulator.cluster.handover import Chunk, Handover, Landing
-from simulator.cluster.plan import ClusterPlan, MixedPlan
-from simulator.cluster.prediction import queued_tokens
+from simulator.cluster.dispatcher import Dispatcher, Finished, Through
+from simulator.cluster.handover import Chunk, Handover, Port
+from simulator.cluster.mixed import Mixed
+from simulator.cluster.plan import ClusterPlan
 from simulator.cluster.replica import Replica
 from simulator.cluster.roles import check_roles
 from simulator.cluster.transfers import Moved, Transfers, Turnstile
-from simulator.kv.prefix import BlockTable
 from simulator.replica.moves import elsewhere, land, resume
 from simulator.replica.recorder import Columns
 from simulator.replica.records import ClusterEvent, Status
-from simulator.replica.steps import OnFinish
 from simulator.scheduling.request import Request
 from traces.trace import Trace
-
-
-class Entrance:
-    """What a router takes for a replica."""
-
-    def __init__(self, receive: Finished) -> None:
-        self.receive = receive
 
 
 class Disaggregation:
@@ -51,8 +44,11 @@ class Disaggregation:
         trace: Trace,
         prefill: Dispatcher,
         decode: Dispatcher,
+        *,
+        turnstile: Turnstile | None = None,
     ) -> None:
-        """prefill, decode: choose the replicas. Raises ScenarioError when the groups do not fit together."""
+        """prefill, decode: choose the replicas. turnstile: of others who act on the engines. Raises ScenarioError when
+        the groups do not fit together."""
         plan = cluster.disaggregation
         assert plan is not None
         check_roles(cluster, plan)
@@ -61,70 +57,95 @@ class Disaggregation:
         self.plan = plan
         self._decode_first = plan.first_token == "decode"  # noqa: S105 - not that kind of token
         self.prefill_replica = [-1] * len(trace)
-        self._groups = [cluster.groups[g] for g in member]
-        self._columns, self._turnstile = columns, Turnstile(clock)
-        self._prefill, self._decode = prefill, decode
-        self._here: dict[int, Handover] = {}  # by row, from prefill to landing
-        self._decoding = bytearray(len(trace))  # rows that the decode router has placed
-        self._replicas: Sequence[Replica] = ()
-        self._landings: list[Landing] = []
-        self.events: list[ClusterEvent] = []
-        self._mixed = plan.mixed
-        self._pending = [0] * len(member)  # prompt tokens on their way through a prefill replica
+        self.columns, self._turnstile = columns, turnstile or Turnstile(clock)
+        self.prefill, self.decode = prefill, decode
+        self.here: dict[int, Handover] = {}  # by row, from prefill to landing
+        self.decoding = bytearray(len(trace))  # rows that the decode router has placed
+        self.made: dict[int, tuple[int, float]] = {}  # row -> (tokens computed, time of the token) of a lost prefill
+        self.ports: list[Port | None] = [None] * len(member)  # by place
+        self.groups = cluster.groups
+        self.emptied: Callable[[Port, float], None] = _nothing  # told when nobody may be on the way from there any more
+        self._mixed = None if plan.mixed is None else Mixed(plan.mixed)
         self._helps: set[int] = set()  # rows to be computed on a decode replica because prefill replicas are busy
-        self._helping: dict[int, int] = {}  # row -> replica that serves it against its role
-        self._helped_by = [0] * len(member)  # such rows, per replica
+        prefill.replicas = [Through(partial(self._to_prefill, place)) for place in range(len(member))]
+        decode.replicas = [Through(partial(self._to_decode, place)) for place in range(len(member))]
+
+    @property
+    def events(self) -> list[ClusterEvent]:
+        return [] if self._mixed is None else self._mixed.events
 
     # -- building ------------------------------------------------------------------------------------------------
 
     def connect(self, replicas: Sequence[Replica]) -> None:
         """The replicas, once they are built."""
-        self._replicas = replicas
-        self._landings = [
-            Landing(replica, self._granted, use_hits=self.plan.decode_prefix_hits) for replica in replicas
-        ]
         for replica in replicas:
-            if replica.group.role == "prefill":
-                replica.engine.state.keeps = True
-                self._prefill.replicas[replica.index] = Entrance(partial(self._to_prefill, replica))
-                if self.plan.push:
-                    replica.engine.observer = Chunks(replica, self._chunk, self._preempted, replica.engine.observer)
-        self._decode.replicas = [Entrance(partial(self._to_decode, replica)) for replica in replicas]
+            self.add(replica)
 
-    def finished_on(self, index: int) -> OnFinish:
-        """What the engine of a replica calls when a request has ended there."""
-        ends = [dispatcher.told_on(index) for dispatcher in (self._prefill, self._decode)]
+    def add(self, replica: Replica) -> None:
+        """One replica, before it has computed anything."""
+        self.ports[replica.place] = Port(replica, self._granted, use_hits=self.plan.decode_prefix_hits)
+        if replica.group.role == "prefill":
+            replica.engine.state.keeps = True
+            if self.plan.push:
+                replica.engine.observer = Chunks(replica, self._chunk, self._preempted, replica.engine.observer)
+
+    def told_on(self, place: int) -> Finished:
+        """What an engine calls when a request has ended there."""
+        ends = [dispatcher.told_on(place) for dispatcher in (self.prefill, self.decode)]
 
         def finished(request: Request, time: float) -> None:
-            handover = self._here.get(request.row)
-            if handover is not None and handover.source == index:
+            handover, port = self.here.get(request.row), self.port(place)
+            if handover is not None and handover.source is port:
                 self._computed(handover, request, time)
                 return
-            state = self._replicas[index].engine.state
+            state = port.replica.engine.state
             if request in state.kept:
                 state.let_go(request)
-                self._again(index, time)
-            if self._mixed is not None:
-                self._ended(index, request, time)
-            ends[self._decoding[request.row]](request, time)
-            for dispatcher in (self._prefill, self._decode):
-                dispatcher.flush(time)
+                port.blocks_changed(time)
+            helped = self.no_longer_helped(request.row, time)
+            if not helped and port.replica.group.role == "prefill":  # its only token came with the prompt
+                port.pending -= request.prompt_tokens
+            ends[self.decoding[request.row]](request, time)
+            self.flush(time)
 
         return finished
+
+    def no_longer_helped(self, row: int, time: float) -> bool:
+        """A request has left. True: a replica served it against its role."""
+        return self._mixed is not None and self._mixed.ended(row, time)
+
+    def port(self, place: int) -> Port:
+        """Of the replica in a place."""
+        port = self.ports[place]
+        assert port is not None
+        return port
 
     def deliver(self, request: Request, now: float) -> None:
         """A request arrives at the cluster."""
         if request.prompt_tokens < self.plan.min_prompt_tokens:
-            self._decoding[request.row] = 1
-            self._decode.route(request, now)
+            self.decode_whole(request, now)
         else:
-            self._prefill.deliver(request, now)
+            self.prefill.deliver(request, now)
+
+    def decode_whole(self, request: Request, now: float) -> None:
+        """A request is computed where it is decoded."""
+        self.decoding[request.row] = 1
+        self.decode.route(request, now)
+
+    def flush(self, time: float) -> None:
+        """Who waits at a router may have a replica now."""
+        for dispatcher in (self.prefill, self.decode):
+            dispatcher.flush(time)
+
+    def close(self, *, drained: bool) -> None:
+        """The simulation stops, see ``Dispatcher``."""
+        self.decode.close(drained=drained)
 
     def records(self, until: float) -> Moved:
         """What the simulation's records say of all this. until: when it stopped, s."""
         prefill, replica = (
             np.array(self.prefill_replica, dtype=np.int64),
-            np.array(self._columns.replica, dtype=np.int64),
+            np.array(self.columns.replica, dtype=np.int64),
         )
         return {
             "transfers": self.transfers.records(until),
@@ -134,75 +155,66 @@ class Disaggregation:
 
     # -- prefill -------------------------------------------------------------------------------------------------
 
-    def _to_prefill(self, replica: Replica, request: Request, now: float) -> None:
-        """The router has chosen a prefill replica."""
-        if self._mixed is not None and request.output_tokens > 1 and self._helped(self._mixed, replica, request, now):
+    def _to_prefill(self, place: int, request: Request, now: float) -> None:
+        """The router has chosen a replica for a prompt."""
+        port = self.port(place)
+        if port.shut:
+            port.received.append(request)
             return
-        self._pending[replica.index] += request.prompt_tokens
-        if request.output_tokens > 1:
-            tokens = request.prompt_tokens - self._decode_first
-            self._here[request.row] = Handover(request, replica.index, tokens)
-            if self.plan.push:
-                self._decoding[request.row] = 1
-                self._decode.route(request, now)
-            request.output_tokens = 1
-        replica.receive(request, now)
+        if port.replica.group.role != "prefill":
+            port.replica.receive(request, now)
+            return
+        more = request.output_tokens > request.target - request.prompt_tokens + 1  # than the prefill side makes
+        if self._mixed is not None and more and self._helped(self._mixed, port, request, now):
+            return
+        port.pending += request.prompt_tokens
+        if more:
+            self._hand_on(port, request, now)
+        port.replica.receive(request, now)
+
+    def _hand_on(self, port: Port, request: Request, now: float) -> None:
+        """What a prefill replica computes here is decoded elsewhere."""
+        handover = Handover(request, port, request.target - self._decode_first)
+        target, time = self.made.pop(request.row, (-1, inf))
+        if target == request.target:
+            handover.last_token = time
+        self.here[request.row] = port.going[request.row] = handover
+        if self.plan.push:
+            self.decoding[request.row] = 1
+            self.decode.route(request, now)
+        request.output_tokens = request.target - request.prompt_tokens + 1
 
     def _begin(self, handover: Handover, now: float) -> None:
         """Its prompt is being computed: time to reserve blocks where it goes."""
         handover.begun = True
-        if handover.target >= 0:
-            self._landings[handover.target].join(handover, now)
+        if handover.target is not None and not handover.target.shut:
+            handover.target.join(handover, now)
 
-    def _helped(self, mixed: MixedPlan, replica: Replica, request: Request, now: float) -> bool:
+    def _helped(self, mixed: Mixed, port: Port, request: Request, now: float) -> bool:
         """Whether one replica serves the whole request, as the pool of the other role has too much to do."""
-        bound = mixed.waiting_requests
-        if bound is not None and request.prompt_tokens + request.output_tokens <= replica.group.longest_request:
-            queues = [len(landing.waiting) for landing in self._landings if landing.replica.group.role != "prefill"]
-            if min(queues) >= bound:
-                self._help(replica.index, request.row, "decodes too", now)
-                replica.receive(request, now)
-                return True
-        if mixed.prompt_tokens is None or self._pending[replica.index] < mixed.prompt_tokens:
+        others = [self.port(place) for place in self.decode.candidates_of(request.row).tolist()]
+        fits = request.prompt_tokens + request.output_tokens <= port.replica.group.longest_request
+        if fits and mixed.decodes_too(others):
+            mixed.helps(port, request.row, "decodes too", now)
+            port.replica.receive(request, now)
+            return True
+        if not mixed.too_many_prompts(port, others, now):
             return False
-        if not any(self._queued(other, now) < mixed.prompt_tokens for other in self._decode.candidates_of(request.row)):
-            return False
-        self._prefill.left(replica.index, request)
-        self._decoding[request.row] = 1
+        self.prefill.left(port.replica.place, request)
         self._helps.add(request.row)
-        self._decode.route(request, now)
+        self.decode_whole(request, now)
         return True
-
-    def _queued(self, index: int, now: float) -> int:
-        """Prompt tokens that a replica has still to compute."""
-        engine = self._replicas[index].engine
-        engine.settle(now)
-        return queued_tokens(engine.state)
-
-    def _help(self, index: int, row: int, what: str, now: float) -> None:
-        """A replica does the other role's work for a request."""
-        self._helping[row] = index
-        self._helped_by[index] += 1
-        if self._helped_by[index] == 1:
-            self.events.append(ClusterEvent(now, "role", index, f"{self._groups[index].name}: {what}"))
-
-    def _helped_out(self, row: int, now: float) -> None:
-        index = self._helping.pop(row, -1)
-        if index >= 0:
-            self._helped_by[index] -= 1
-            if not self._helped_by[index]:
-                self.events.append(ClusterEvent(now, "role", index, f"{self._groups[index].name}: its own role alone"))
 
     def _chunk(self, request: Request, chunk: Chunk, now: float) -> None:
         """Part of a prompt is computed from now on."""
-        handover = self._here.get(request.row)
-        if handover is not None:
+        handover = self.here.get(request.row)
+        if handover is not None and handover.request is request:
             self._turnstile.then(request.row, partial(self._follow, handover, chunk), now)
 
     def _preempted(self, request: Request, now: float) -> None:
         """A prompt that had been begun waits again."""
-        handover = self._here.get(request.row)
-        if handover is not None:
+        handover = self.here.get(request.row)
+        if handover is not None and handover.request is request:
             self._turnstile.then(request.row, partial(self._revoke, handover), now)
 
     def _revoke(self, handover: Handover, now: float) -> None:
@@ -211,16 +223,20 @@ class Disaggregation:
         """
         if handover.begun:
             handover.begun = False
-            if handover.transfer is not None:
-                self.transfers.cancel(handover.transfer, now)
-                handover.transfer = None
-            self._landings[handover.target].give_back(handover, now)
-            handover.chunks.clear()
-            handover.sent_tokens = 0
-            if handover.table is not None:
-                handover.table = BlockTable(handover.table.ids)
+            self.stop_sending(handover, now)
+
+    def stop_sending(self, handover: Handover, now: float) -> None:
+        """Its decode replica has its blocks again; what has been sent was sent."""
+        if handover.transfer is not None:
+            self.transfers.cancel(handover.transfer, now)
+            handover.transfer = None
+        if handover.target is not None:
+            handover.target.give_back(handover, now)
+        handover.forget_sent()
 
     def _follow(self, handover: Handover, chunk: Chunk, now: float) -> None:
+        if handover.over:
+            return
         if not handover.begun:
             self._begin(handover, now)
         if self.plan.layerwise:
@@ -230,74 +246,82 @@ class Disaggregation:
 
     def _computed(self, handover: Handover, request: Request, time: float) -> None:
         """The prompt has been computed and its last token's output is there; the request goes on elsewhere."""
-        row, columns = request.row, self._columns
-        columns.status[row], columns.finish[row] = Status.IN_FLIGHT, nan
-        if self._decode_first:
-            columns.first_token[row] = nan
-        else:  # the client keeps the token it had if the prompt had to be computed again
-            handover.first_token = columns.first_token[row] = min(handover.first_token, time)
-        if request not in self._replicas[handover.source].engine.state.kept:
+        row, columns, port = request.row, self.columns, handover.source
+        columns.status[row] = Status.FAILED if handover.failed else Status.IN_FLIGHT
+        columns.finish[row] = nan
+        first = request.target == request.prompt_tokens
+        if not self._decode_first:  # the client keeps the token it had if the prompt had to be computed again
+            handover.last_token = min(handover.last_token, time)
+        if first:
+            columns.first_token[row] = nan if self._decode_first else handover.last_token
+        if request not in port.replica.engine.state.kept:
             self._turnstile.then(row, partial(self._compute_again, handover), time)
             return
         handover.computed = True
-        self.prefill_replica[row] = handover.source
-        self._pending[handover.source] -= request.prompt_tokens
-        self._prefill.left(handover.source, request)
-        self._prefill.flush(time)
+        self.prefill_replica[row] = port.replica.index
+        port.pending -= request.prompt_tokens
+        self.prefill.left(port.replica.place, request)
+        self.prefill.flush(time)
         self._turnstile.then(row, partial(self._hand_over, handover), time)
 
     def _compute_again(self, handover: Handover, now: float) -> None:
         """The request was preempted with its last token on the way."""
+        if handover.over:
+            return
         self._revoke(handover, now)
         handover.request = elsewhere(handover.request)
-        self._replicas[handover.source].receive(handover.request, now)
-
-    def _ended(self, index: int, request: Request, time: float) -> None:
-        if request.row in self._helping:
-            self._helped_out(request.row, time)
-        elif self._groups[index].role == "prefill":  # its only token came with the prompt
-            self._pending[index] -= request.prompt_tokens
+        handover.source.replica.receive(handover.request, now)
 
     # -- between -------------------------------------------------------------------------------------------------
 
     def _hand_over(self, handover: Handover, now: float) -> None:
-        if not self.plan.push:
-            self._decoding[handover.request.row] = 1
-            self._decode.route(handover.request, now)
+        if handover.over:
+            return
+        if handover.failed:
+            self.let_go(handover, now)
+        elif not self.plan.push:
+            self.decoding[handover.request.row] = 1
+            self.decode.route(handover.request, now)
         elif handover.transfer is not None:
             self._send(handover, now)
-        elif not handover.begun and handover.target >= 0:
+        elif not handover.begun and handover.target is not None:
             self._begin(handover, now)
 
-    def _to_decode(self, replica: Replica, request: Request, now: float) -> None:
+    def _to_decode(self, place: int, request: Request, now: float) -> None:
         """The decode router has chosen."""
-        handover = self._here.get(request.row)
-        if handover is None:  # to be computed where it is decoded
+        handover, port = self.here.get(request.row), self.port(place)
+        if handover is not None:
+            handover.target = port
+            port.coming[request.row] = handover
+            if (handover.begun or not self.plan.push) and not port.shut:
+                port.join(handover, now)
+        elif port.shut:
+            port.received.append(request)
+        else:  # to be computed where it is decoded
             if request.row in self._helps:
                 self._helps.remove(request.row)
-                self._help(replica.index, request.row, "computes prompts too", now)
-            replica.receive(request, now)
-            return
-        handover.target = replica.index
-        if handover.begun or not self.plan.push:
-            self._landings[replica.index].join(handover, now)
+                assert self._mixed is not None
+                self._mixed.helps(port, request.row, "computes prompts too", now)
+            port.replica.receive(request, now)
 
     def _granted(self, handover: Handover, time: float) -> None:
         self._turnstile.then(handover.request.row, partial(self._open, handover), time)
 
     def _open(self, handover: Handover, now: float) -> None:
-        if not handover.granted:
-            return  # and given back at once
-        row, source, target = handover.request.row, handover.source, handover.target
-        ends = self._replicas[source], self._replicas[target]
-        handover.transfer = self.transfers.open("kv", row, *ends, now, partial(self._arrived, handover))
+        target = handover.target
+        if not handover.granted or target is None or target.shut:
+            return  # and given back at once, or soon
+        ends = handover.source.replica, target.replica
+        handover.transfer = self.transfers.open(
+            "kv", handover.request.row, *ends, now, partial(self._arrived, handover, target)
+        )
         self._stream(handover, now)
         if handover.computed:
             self._send(handover, now)
 
     def _stream(self, handover: Handover, now: float) -> None:
         """Layer by layer: KV of a chunk comes to be at an even pace in its step, that of the last layer as it ends."""
-        transfer, kv = handover.transfer, self._groups[handover.source].kv
+        transfer, kv = handover.transfer, handover.source.replica.group.kv
         assert kv is not None and transfer is not None
         for chunk in handover.chunks:
             first, last = max(chunk.first, handover.sent_tokens), min(chunk.last, handover.tokens)
@@ -312,7 +336,7 @@ class Disaggregation:
 
     def _send(self, handover: Handover, now: float) -> None:
         """All that has not been sent yet."""
-        kv, transfer = self._groups[handover.source].kv, handover.transfer
+        kv, transfer = handover.source.replica.group.kv, handover.transfer
         assert kv is not None and transfer is not None
         if handover.tokens > handover.sent_tokens:
             self.transfers.add(transfer, kv.between(handover.sent_tokens, handover.tokens), now)
@@ -320,34 +344,41 @@ class Disaggregation:
 
     # -- decode --------------------------------------------------------------------------------------------------
 
-    def _arrived(self, handover: Handover, now: float) -> None:
-        source = self._replicas[handover.source]
-
-        def let_go(time: float) -> bool:
-            source.engine.state.let_go(handover.request)
-            self._again(handover.source, time)
-            return True
-
-        source.at_next_step(let_go, now)
+    def _arrived(self, handover: Handover, target: Port, now: float) -> None:
+        handover.arrived = True
+        self.let_go(handover, now)
         moved = elsewhere(handover.request, computed=handover.tokens)
         moved.output_tokens, moved.table = handover.output_tokens, handover.table
-        self._replicas[handover.target].at_next_step(partial(self._land, handover, moved), now)
+        target.replica.at_next_step(partial(self._land, handover, target, moved), now)
 
-    def _land(self, handover: Handover, moved: Request, time: float) -> bool:
-        target = self._replicas[handover.target]
+    def let_go(self, handover: Handover, now: float) -> None:
+        """Nobody needs the KV on the prefill side any more."""
+        port, request = handover.source, handover.request
+
+        def release(time: float) -> bool:
+            port.going.pop(request.row, None)
+            if request in port.replica.engine.state.kept:
+                port.replica.engine.state.let_go(request)
+                port.blocks_changed(time)
+            self.emptied(port, time)
+            return True
+
+        port.replica.at_next_step(release, now)
+
+    def _land(self, handover: Handover, port: Port, moved: Request, time: float) -> bool:
+        if handover.over or port.shut:
+            return True
         if self._decode_first:
-            landed = resume(target.engine, moved)
+            landed = resume(port.replica.engine, moved)
         else:
-            landed = land(target.engine, moved, handover.first_token)
+            landed = land(port.replica.engine, moved, handover.last_token)
         if landed:
-            self._columns.replica[moved.row] = target.index
-            self._landings[target.index].incoming -= 1
-            del self._here[moved.row]
-            self._again(target.index, time)
+            self.columns.replica[moved.row] = port.replica.index
+            port.incoming -= 1
+            del self.here[moved.row], port.coming[moved.row]
+            port.blocks_changed(time)
         return landed
 
-    def _again(self, index: int, time: float) -> None:
-        """Blocks of a replica have become free or hold more between two steps: who waits for some may have them now."""
-        landing = self._landings[index]
-        if landing.waiting:
-            landing.reserve(time)
+
+def _nothing(port: Port, time: float) -> None:
+    del port, time

@@ -81,6 +81,7 @@ class Dispatcher:
         self._collectors: list[Finished] = []  # their ``collect``, where nobody looks at them meanwhile
         self.queue_timeout_s = plan.queue_timeout_s  # s at the door, None: for ever
         self.door = Door(None if gate is None else gate.rank)
+        self.turned_away: Finished | None = None  # told of those who have waited too long or in vain
         self._drains = False  # an event that looks at the door is scheduled
         self.rejected: Counter[str] = Counter()  # by reason
 
@@ -202,8 +203,14 @@ class Dispatcher:
         self._columns.status[row] = Status.FAILED if served else Status.REJECTED
         if not served:
             self.rejected[reason] += 1
+        if self.turned_away is not None:
+            self.turned_away(request, now)
         if self._pass_on is not None:
             self._pass_on(request, now)
+
+    def withdraw(self, row: int) -> None:
+        """A request at the door does not need a replica any more."""
+        self.door.withdraw(row)
 
     # -- the door ------------------------------------------------------------------------------------------------
 

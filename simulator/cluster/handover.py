@@ -1,4 +1,4 @@
-"""A request between its prefill and its decode replica, and where requests enter a decode replica."""
+"""A request between its prefill and its decode replica, and where requests enter and leave a replica."""
 
 from __future__ import annotations
 
@@ -27,13 +27,16 @@ class Handover:
     """A request between its prefill and its decode replica."""
 
     __slots__ = (
+        "arrived",
         "begun",
         "chunks",
         "computed",
-        "first_token",
+        "failed",
         "granted",
         "hit_tokens",
+        "last_token",
         "output_tokens",
+        "over",
         "request",
         "sent_tokens",
         "source",
@@ -43,11 +46,11 @@ class Handover:
         "transfer",
     )
 
-    def __init__(self, request: Request, source: int, tokens: int) -> None:
-        self.request = request  # on the prefill side, where it has one output token
+    def __init__(self, request: Request, source: Port, tokens: int) -> None:
+        self.request = request  # on the prefill side, where it ends with the first token it makes
         self.output_tokens = request.output_tokens
-        self.source = source  # replica
-        self.target = -1  # replica; -1: not chosen yet
+        self.source = source
+        self.target: Port | None = None  # None: not chosen yet
         self.tokens = tokens  # whose KV goes along
         self.table = None if request.table is None else BlockTable(request.table.ids)  # on the decode side
         self.sent_tokens = 0  # of ``tokens``: sent, or there before
@@ -55,13 +58,23 @@ class Handover:
         self.begun = False  # its prompt is being computed
         self.granted = False  # blocks of the target are reserved
         self.chunks: list[Chunk] = []  # computed or under way, and not handed to the transfer yet
-        self.first_token = inf  # s, if it came from the prefill side
+        self.last_token = inf  # s, of the token from the prefill side
         self.computed = False  # the prompt, and its KV is there
+        self.arrived = False  # all of the KV
+        self.over = False  # one of the two replicas is gone, and with it what there was of the KV
+        self.failed = False  # it has waited too long for a decode replica
         self.transfer: Transfer | None = None
 
+    def forget_sent(self) -> None:
+        """All of its KV has to be sent, perhaps elsewhere."""
+        self.chunks.clear()
+        self.sent_tokens = self.hit_tokens = 0
+        if self.table is not None:
+            self.table = BlockTable(self.table.ids)
 
-class Landing:
-    """Where requests enter one decode replica: those without blocks yet, in order."""
+
+class Port:
+    """Where requests enter and leave one replica: those that wait for blocks, in order, and all on their way."""
 
     def __init__(self, replica: Replica, granted: Callable[[Handover, float], None], *, use_hits: bool) -> None:
         """granted: called when blocks are reserved."""
@@ -71,6 +84,12 @@ class Landing:
         self.incoming = 0  # requests with blocks and without a place in the batch
         self._use_hits = use_hits
         self._asks = False
+        self.going: dict[int, Handover] = {}  # by row: computed here to be decoded elsewhere, KV not all away
+        self.coming: dict[int, Handover] = {}  # by row: to be decoded here, not in the batch yet
+        self.pending = 0  # prompt tokens on their way through it
+        self.helped = 0  # requests that it serves against its role
+        self.shut = False  # it is gone, or goes before its next step, and the routers may not know
+        self.received: list[Request] = []  # whole requests that came since
 
     def join(self, handover: Handover, now: float) -> None:
         """Reserve blocks as soon as there are enough, before a step of the engine."""
@@ -81,6 +100,8 @@ class Landing:
 
     def reserve(self, time: float) -> bool:
         """Called between two steps: grant what can be. False: somebody still waits."""
+        if self.shut:
+            return True
         waiting = self.waiting
         while waiting and self._fits(waiting[0]):
             handover = waiting.popleft()
@@ -90,8 +111,13 @@ class Landing:
         self._asks = bool(waiting)
         return not waiting
 
+    def blocks_changed(self, time: float) -> None:
+        """Between two steps blocks have become free or hold more: who waits for some may have them now."""
+        if self.waiting:
+            self.reserve(time)
+
     def give_back(self, handover: Handover, now: float) -> None:
-        """Its prompt has to be computed again: it is asked for blocks later, and others may have them."""
+        """A request is not on its way here any more, or comes later: others may have its blocks."""
         granted, table, hit_tokens = handover.granted, handover.table, handover.hit_tokens
         handover.granted = False
         if granted:
@@ -106,8 +132,7 @@ class Landing:
                 pool.release(table, blocks, hit_tokens // size, returns=False)
             elif granted:
                 pool.give_back(blocks)
-            if self.waiting:
-                self.reserve(time)
+            self.blocks_changed(time)
             return True
 
         self.replica.at_next_step(release, now)

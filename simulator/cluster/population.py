@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from simulator.cluster.candidates import Candidates
-from simulator.cluster.dispatcher import Dispatcher, Finished
+from collections.abc import Sequence
+
+from simulator.cluster.dispatcher import Finished
 from simulator.cluster.failures import Failures
 from simulator.cluster.lifecycle import Lifecycle
 from simulator.cluster.migration import Migration
 from simulator.cluster.rescue import Rescue
-from simulator.cluster.scaler import Autoscaler
+from simulator.cluster.scaler import Autoscaler, Door
 from simulator.core.random import Streams
 from simulator.replica.records import TransferRecords
 from simulator.scheduling.request import Request
@@ -20,26 +21,27 @@ class Population:
     def __init__(
         self,
         lifecycle: Lifecycle,
-        moves: Migration | None,
-        candidates: Candidates,
-        dispatcher: Dispatcher,
+        doors: Sequence[Door],
+        deliver: Finished,
         streams: Streams,
+        *,
+        migration: Migration | None,
     ) -> None:
-        """moves: who takes requests from replica to replica anyway. candidates, dispatcher: of arrivals."""
-        self._deliver = deliver = dispatcher.deliver
+        """doors: of arrivals, and of requests to be decoded elsewhere. deliver: who takes arrivals."""
+        self._deliver = deliver
         plan = lifecycle.plan
-        if moves is not None:
-            moves.live(lifecycle)
+        if migration is not None:
+            migration.live(lifecycle)
         failures = [Failures(lifecycle, fault, streams) for fault in plan.faults]
         for one in failures:
             one.begin()
-        rescues = plan.migrates and moves is None
-        self._rescue = Rescue(lifecycle, candidates, dispatcher) if rescues else None
+        rescues = plan.migrates and migration is None
+        self._rescue = Rescue(lifecycle, doors[-1].candidates) if rescues else None
         lifecycle.open()
         self._scaler = None
         self.deliver: Finished = deliver
         if plan.scaling is not None:
-            self._scaler = Autoscaler(lifecycle, plan.scaling, candidates, dispatcher)
+            self._scaler = Autoscaler(lifecycle, plan.scaling, doors)
             self._scaler.begin()
             self.deliver = self._seen
 

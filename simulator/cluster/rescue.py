@@ -17,7 +17,6 @@ import numpy as np
 
 from simulator.cluster.candidates import Candidates
 from simulator.cluster.clock import TRANSFER
-from simulator.cluster.dispatcher import Dispatcher
 from simulator.cluster.life import Life, State
 from simulator.cluster.lifecycle import Lifecycle
 from simulator.cluster.ways import Lost
@@ -46,10 +45,9 @@ class Flight:
 class Rescue:
     """Moves requests with their KV."""
 
-    def __init__(self, lifecycle: Lifecycle, candidates: Candidates, dispatcher: Dispatcher) -> None:
-        """candidates, dispatcher: of who could go on with them. Raises ScenarioError when requests cannot move."""
+    def __init__(self, lifecycle: Lifecycle, candidates: Candidates) -> None:
+        """candidates: who could go on with them. Raises ScenarioError when requests cannot move."""
         self._lifecycle, self._candidates, self._columns = lifecycle, candidates, lifecycle.columns
-        self._dispatcher = dispatcher
         self._flights: list[Flight] = []
         self._coming: dict[Life, list[Flight]] = defaultdict(list)  # on their way to a replica
         self._sending: set[Life] = set()  # KV of their requests is on its way elsewhere
@@ -101,7 +99,7 @@ class Rescue:
                 continue
             flight.target = target
             self._coming[target].append(flight)
-            self._dispatcher.joined(target.slot, flight.moved)
+            lifecycle.ways.joined(target, flight.moved)
             self._flights.append(flight)
             at = max(flight.end, now)
             lifecycle.clock.at(at, TRANSFER, partial(self._arrived, flight, at))

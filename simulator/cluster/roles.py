@@ -54,12 +54,6 @@ def check_roles(cluster: ClusterPlan, plan: DisaggregationPlan) -> None:
             where=f"{where}.min_prompt_tokens",
             remedy="Leave min_prompt_tokens or cluster.admission out.",
         )
-    if cluster.life is not None:
-        raise ScenarioError(
-            "replicas that come and go are not modelled in a disaggregated cluster.",
-            where=where,
-            remedy="Leave cluster.scaling and cluster.faults out, or let every group do both, prefill and decode.",
-        )
 
 
 def _unfit(group: Group, plan: DisaggregationPlan) -> str:

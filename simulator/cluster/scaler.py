@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from simulator.cluster.candidates import Candidates
 from simulator.cluster.clock import TRANSFER
 from simulator.cluster.dispatcher import Dispatcher
@@ -14,14 +17,21 @@ from simulator.scaling import SCALERS, GroupFacts, GroupView, Scaler, Surroundin
 from simulator.scheduling.request import Request
 
 
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where requests wait for a replica: who could serve them, and their router."""
+
+    candidates: Candidates
+    dispatcher: Dispatcher
+
+
 class Autoscaler:
     """Asks a scaling policy every ``interval_s``."""
 
-    def __init__(self, lifecycle: Lifecycle, plan: ScalingPlan, candidates: Candidates, dispatcher: Dispatcher) -> None:
+    def __init__(self, lifecycle: Lifecycle, plan: ScalingPlan, doors: Sequence[Door]) -> None:
         self._lifecycle = lifecycle
-        self._door = dispatcher.door
         self._plan = plan
-        self._candidates = candidates
+        self._doors = doors
         groups = lifecycle.groups
         facts = tuple(
             GroupFacts(g.name, n.min_replicas, n.max_replicas, n.initial, n.cold_start_s, g.args.max_num_seqs)
@@ -38,7 +48,8 @@ class Autoscaler:
 
     def saw(self, request: Request) -> None:
         """A request has arrived."""
-        self._arrivals[self._group(self._candidates.kind(request.row))] += 1
+        for group in {_first(door.candidates.kind(request.row)) for door in self._doors}:
+            self._arrivals[group] += 1
 
     def _tick(self, now: float) -> None:
         lifecycle = self._lifecycle
@@ -57,8 +68,9 @@ class Autoscaler:
 
     def _view(self, now: float) -> View:
         at_the_door = [0] * len(self._arrivals)
-        for kind, waiting in self._door.lines().items():
-            at_the_door[self._group(kind)] += waiting
+        for door in self._doors:
+            for kind, waiting in door.dispatcher.door.lines().items():
+                at_the_door[_first(kind)] += waiting
         views = tuple(self._group_view(group, at_the_door[group], now) for group in range(len(at_the_door)))
         self._arrivals = [0] * len(self._arrivals)
         return View(now, views)
@@ -70,7 +82,7 @@ class Autoscaler:
         for life in ready:
             engine = life.replica.engine
             engine.settle(now)
-            waiting += len(engine.state.waiting)
+            waiting += len(engine.state.waiting) + lifecycle.ways.waiting(life)
             running += len(engine.state.running)
             usage += 1.0 - engine.state.pool.free / engine.state.pool.num_blocks
             free += freeness(engine.state)
@@ -86,7 +98,7 @@ class Autoscaler:
             arrivals=self._arrivals[group],
         )
 
-    @staticmethod
-    def _group(kind: int) -> int:
-        """The first group that could serve a kind of request: it counts what waits for any."""
-        return (kind & -kind).bit_length() - 1
+
+def _first(kind: int) -> int:
+    """The first group that could serve a kind of request: it counts what waits for any."""
+    return (kind & -kind).bit_length() - 1

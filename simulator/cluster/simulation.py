@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from math import inf
 from typing import TypedDict, Unpack
@@ -20,6 +21,7 @@ from simulator.cluster.engines import build_engine, ids_block_size
 from simulator.cluster.front import Front
 from simulator.cluster.lifecycle import Lifecycle
 from simulator.cluster.migration import Migration
+from simulator.cluster.partings import Partings
 from simulator.cluster.places import Places
 from simulator.cluster.plan import ClusterPlan, single
 from simulator.cluster.population import Population
@@ -27,12 +29,12 @@ from simulator.cluster.prediction import LinearPredictor, queued_tokens
 from simulator.cluster.ranks import cache_events, check_ranks
 from simulator.cluster.replica import Replica
 from simulator.cluster.roles import unserved
+from simulator.cluster.scaler import Door
 from simulator.cluster.sharing import shared_processors
 from simulator.cluster.slicing import Slicing
 from simulator.cluster.tiers import Tiers
 from simulator.cluster.transfers import Moved, Turnstile, joined
 from simulator.cluster.ways import Direct
-from simulator.core.errors import ScenarioError
 from simulator.core.random import streams
 from simulator.cost.interface import StepCost
 from simulator.replica.engine import Engine, Observer
@@ -125,6 +127,8 @@ class Simulation:
             replica.catch_up()
         if self.dispatcher is not None:
             self.dispatcher.close(drained=horizon_s is None)
+            if isinstance(self.moves, Disaggregation):
+                self.moves.close(drained=horizon_s is None)
         for engine in engines:
             engine.run_until(stop)
             engine.close(stop)
@@ -197,19 +201,23 @@ class Simulation:
         slicing = Slicing(cluster, self.clock, self.columns, dispatcher) if cluster.sliced else None
         self.moves = self._movers(dispatcher, router.needs, decode_router, handed_to, pass_on)
         apart = self.moves if isinstance(self.moves, Disaggregation) else None  # prefill and decode
-        finished_on = dispatcher.finished_on if apart is None else apart.finished_on
+        finished_on = dispatcher.finished_on if apart is None else apart.told_on
         if slicing is not None:
             finished_on = slicing.finished_on
         self._reads_queues = bool(dispatcher.needs & Needs.QUEUED_TOKENS)
         self._reads_metrics = self._reads_queues or bool(dispatcher.needs & Needs.METRICS)
         if cluster.life is not None:
-            self._come_and_go(cluster.life, dispatcher, candidates, pass_on)
+            doors = [Door(candidates, dispatcher)]
+            if apart is not None and handed_to is not None:
+                doors.append(Door(handed_to, apart.decode))
+            self._come_and_go(cluster.life, doors, apart, pass_on)
             return
         for index in range(len(self._member)):
             self._add_replica(index, finished_on(index), watched=dispatcher.watched, eager=dispatcher.eager)
             if dispatcher.needs & Needs.CACHES:
                 self._events.append(cache_events(self.replicas[index].engine, index, around.blocks))
-        dispatcher.connect(self.replicas)
+        if apart is None:
+            dispatcher.connect(self.replicas)
         self.deliver = dispatcher.deliver if gate is not None else dispatcher.route
         if self.moves is not None:
             self.moves.connect(self.replicas)
@@ -219,18 +227,21 @@ class Simulation:
             self.deliver = apart.deliver
 
     def _come_and_go(
-        self, life: LifePlan, dispatcher: Dispatcher, candidates: Candidates, pass_on: Finished | None
+        self, life: LifePlan, doors: Sequence[Door], apart: Disaggregation | None, pass_on: Finished | None
     ) -> None:
-        """Replicas that start and stop while the simulation runs."""
-        if dispatcher.queue_timeout_s is None:
-            dispatcher.queue_timeout_s = life.queue_timeout_s
+        """Replicas that start and stop while the simulation runs. apart: prefill and decode on different ones."""
+        for door in doors:
+            if door.dispatcher.queue_timeout_s is None:
+                door.dispatcher.queue_timeout_s = life.queue_timeout_s
+        candidates, dispatcher = doors[0].candidates, doors[0].dispatcher
+        partings = None if apart is None else Partings(apart)
         self.lifecycle = lifecycle = Lifecycle(
             self.clock,
             life,
             self.cluster.groups,
             Places(life.groups, self._member),
             build=self._new_replica,
-            ways=Direct(dispatcher, len(self._member)),
+            ways=partings or Direct(dispatcher, len(self._member)),
             candidates=candidates,
             fleet=self.around.fleet,
             columns=self.columns,
@@ -239,8 +250,15 @@ class Simulation:
             endless=self._options.get("horizon_s") is not None,
             turnstile=self._turnstile,
         )
-        random = streams(self._options.get("seed", 0))
-        self._population = Population(lifecycle, self.moves, candidates, dispatcher, random)
+        if partings is not None:
+            partings.attend(lifecycle)
+        self._population = Population(
+            lifecycle,
+            doors,
+            dispatcher.deliver if apart is None else apart.deliver,
+            streams(self._options.get("seed", 0)),
+            migration=self.moves if isinstance(self.moves, Migration) else None,
+        )
         self.deliver = self._population.deliver
 
     def _new_replica(self, slot: int, on_finish: OnFinish) -> Replica:
@@ -277,7 +295,8 @@ class Simulation:
             return None
         if self.cluster.disaggregation is None and self.cluster.migration is None and not self.cluster.sliced:
             return self.arrivals.finished
-        return (self._turnstile or Turnstile(self.clock)).after(self.arrivals.finished)  # who lands makes plans at that instant too
+        # Who lands makes plans at that instant too.
+        return (self._turnstile or Turnstile(self.clock)).after(self.arrivals.finished)
 
     def _decode_router(self, around: Surroundings) -> Router | None:
         if self.cluster.disaggregation is None:
@@ -298,15 +317,15 @@ class Simulation:
         cluster, fleet = self.cluster, self.around.fleet
         if cluster.migration is not None:
             endless = self._options.get("horizon_s") is not None
-            return Migration(
-                cluster, self.clock, self.columns, dispatcher, endless=endless, turnstile=self._turnstile
-            )
+            return Migration(cluster, self.clock, self.columns, dispatcher, endless=endless, turnstile=self._turnstile)
         if handed_to is None or decode_router is None:
             return None
         decode = Dispatcher(
             self.clock, self.columns, decode_router, fleet, handed_to, pass_on, watched=True, also=needs
         )
-        return Disaggregation(cluster, self._member, self.clock, self.columns, self.trace, dispatcher, decode)
+        return Disaggregation(
+            cluster, self._member, self.clock, self.columns, self.trace, dispatcher, decode, turnstile=self._turnstile
+        )
 
     def _surroundings(self) -> Surroundings:
         """What routers see; filled in as the simulation runs."""
@@ -364,9 +383,6 @@ def places(cluster: ClusterPlan) -> list[int]:
     """Group of each place for a replica."""
     if cluster.life is None:
         return [g for g, group in enumerate(cluster.groups) for _ in range(group.count)]
-    if cluster.disaggregation is not None:
-        remedy = "Leave scaling and faults, or disaggregation, out."
-        raise ScenarioError("replicas that come and go are not modelled together with disaggregation.", remedy=remedy)
     return [g for g, life in enumerate(cluster.life.groups) for _ in range(life.max_replicas)]
 
 

@@ -11,6 +11,7 @@ from simulator.scheduling.request import Request
 
 Lost = list[tuple[Life, Request]]  # (where the routers count it, as it is to be computed again)
 Move = Callable[[Life, float], bool]  # (replica that drains, time) -> done
+Restore = Callable[[Life, Request, float], bool]  # (replica that lost it, request, time) -> goes on with a copy
 
 
 class Ways(Protocol):
@@ -36,8 +37,16 @@ class Ways(Protocol):
         """A request is not there any more and has not ended."""
         ...
 
+    def joined(self, life: Life, request: Request) -> None:
+        """A request has come there from another replica, which it has left, with its KV."""
+        ...
+
     def route(self, request: Request, now: float) -> None:
         """A request needs a replica."""
+        ...
+
+    def waiting(self, life: Life) -> int:
+        """Requests that wait to enter its engine, those in the engine's own queue left out."""
         ...
 
     def flush(self, now: float) -> None:
@@ -91,3 +100,10 @@ class Direct:
 
     def left(self, life: Life, request: Request) -> None:
         self._dispatcher.left(life.slot, request)
+
+    def joined(self, life: Life, request: Request) -> None:
+        self._dispatcher.joined(life.slot, request)
+
+    def waiting(self, life: Life) -> int:
+        del life
+        return 0

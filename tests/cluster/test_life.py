@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.cluster.elastic import FaultPlan, GroupLife, LifePlan, ScalingPlan
-from simulator.cluster.plan import ClusterPlan, DisaggregationPlan, Group, RouterPlan
+from simulator.cluster.plan import ClusterPlan, Group, RouterPlan
 from simulator.cluster.simulation import Simulation
 from simulator.cluster.transfers import KvBytes
 from simulator.core.errors import PolicyError, ScenarioError
@@ -281,11 +281,7 @@ def test_a_request_that_is_lost_too_often_has_failed_and_its_followers_go_on() -
     assert (np.diff(records.requests.arrival) > 0).all()
 
 
-def test_what_is_not_modelled_together_is_refused() -> None:
-    groups = (Group(ARGS, LINEAR, 400, role="prefill"), Group(ARGS, LINEAR, 400, role="decode"))
-    lives = LifePlan((GroupLife(1, 2, 1), GroupLife(1, 2, 1)))
-    with pytest.raises(ScenarioError, match="not modelled together with disaggregation"):
-        Simulation(steady(), ClusterPlan(groups, disaggregation=DisaggregationPlan(), life=lives))
+def test_kv_that_cannot_move_is_refused() -> None:
     fault = FaultPlan("spot", recovery="migrate")
     group = Group(replace(ARGS, policy="sglang"), LINEAR, 400, kv=KvBytes(1e5))
     with pytest.raises(ScenarioError, match="plans memory when it admits"):

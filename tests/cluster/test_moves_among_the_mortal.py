@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from math import inf
 
 import numpy as np
 import pytest
@@ -10,9 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.cluster.elastic import FaultPlan, GroupLife, LifePlan, ScalingPlan
+from simulator.cluster.plan import ClusterPlan, MixedPlan, RouterPlan
 from simulator.cluster.simulation import Simulation
-from simulator.replica.records import SimulationRecords
+from simulator.faults import Faults, Loss
+from simulator.faults import Surroundings as FaultSurroundings
+from simulator.replica.records import SimulationRecords, Status
 from simulator.routing import ROUTERS
+from tests.cluster.test_disaggregation import disaggregated
 from tests.cluster.test_life import check
 from tests.cluster.test_many_replicas import ARGS, same, trace
 from tests.cluster.test_migration import migrating
@@ -102,3 +108,140 @@ def test_migrating_requests_survive_whatever_fails(
         for mode in (False, True)
     ]
     alike(*runs)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    cold=st.sampled_from([0.0, 0.3]),
+    mtbf=st.sampled_from([None, 0.3, 2.0]),
+    spot=st.sampled_from([None, 0.5, 3.0]),
+    recovery=st.sampled_from(["finish", "recompute", "migrate"]),
+    policy=st.sampled_from([None, "queue", "kv-usage", "predictive"]),
+    blocks=st.sampled_from([60, 90, 400]),
+    bandwidth=st.sampled_from([1e8, 1e9, 1e10, None]),
+    users=st.sampled_from([None, None, 9]),
+    stages=st.sampled_from([1, 1, 1, 2]),
+    router=st.sampled_from(["round-robin", "least-requests", "prefix-aware"]),
+    first_token=st.sampled_from(["prefill", "decode"]),
+    hits=st.booleans(),
+    short=st.sampled_from([0, 100]),
+    push=st.sampled_from(["pull", "push", "layers"]),
+    mixed=st.sampled_from([None, None, MixedPlan(300, 2), MixedPlan(None, 1)]),
+    both=st.sampled_from([0, 0, 1]),
+    budget=st.sampled_from([512, 512, 64]),
+)
+def test_prefill_and_decode_replicas_may_die(
+    seed: int, cold: float, mtbf: float | None, spot: float | None, recovery: str, policy: str | None, blocks: int,
+    bandwidth: float | None, users: int | None, stages: int, router: str, first_token: str, hits: bool, short: int,
+    push: str, mixed: MixedPlan | None, both: int, budget: int,
+) -> None:  # fmt: skip
+    requests = trace(45, 80.0, seed=seed)
+    args = replace(ARGS, pipeline_parallel_size=stages, async_scheduling=bool(seed % 2), max_num_batched_tokens=budget)
+    plan = disaggregated(
+        3,
+        3,
+        both=both,
+        blocks=blocks,
+        bandwidth=bandwidth,
+        args=args,
+        decode_router=RouterPlan(router),
+        first_token=first_token,
+        decode_prefix_hits=hits,
+        min_prompt_tokens=short,
+        push=push != "pull",
+        layerwise=push == "layers",
+        mixed=mixed,
+    )
+    lives = tuple(
+        GroupLife(1, group.count, max(group.count - 1, 1), cold, network_bytes_per_s=1e9) for group in plan.groups
+    )
+    plan = replace(plan, life=LifePlan(lives, scaling_of(policy, recovery), faults_of(mtbf, spot, recovery), 5.0))
+    runs = [
+        hold(Simulation(requests, plan, closed_loop_users=users, step_mode=mode, seed=seed), requests)
+        for mode in (False, True)
+    ]
+    alike(*runs)
+
+
+class Kills(Faults):
+    """The first replica of the group of this name fails at ``at_s``, for good."""
+
+    def __init__(self, around: FaultSurroundings, options: Mapping[str, object]) -> None:
+        self._group, self._at = around.groups.index(str(options["group"])), float(str(options["at_s"]))
+        self._done = False
+
+    def loss(self, group: int, slot: int) -> Loss | None:
+        if group != self._group or self._done:
+            return None
+        self._done = True
+        return Loss(self._at, "failure", 0.0, inf)
+
+
+SYNC = replace(ARGS, async_scheduling=False, enable_prefix_caching=False)
+
+
+def killed(group: str, at_s: float, **options: object) -> ClusterPlan:
+    """Two prefill and two decode replicas; one of them fails, which the routers know at once."""
+    plan = disaggregated(2, 2, blocks=2000, **{"args": SYNC, "bandwidth": 1e9, **options})  # type: ignore[arg-type]
+    fault = FaultPlan("tests.cluster.test_moves_among_the_mortal:Kills", {"group": group, "at_s": at_s}, 0.0)
+    lives = (GroupLife(2, 2, 2), GroupLife(2, 2, 2))
+    return replace(plan, life=LifePlan(lives, None, (fault,)))
+
+
+def test_kv_that_was_on_the_way_to_a_dead_decode_replica_is_sent_to_another() -> None:
+    """Two prompts of 480 tokens, computed at 14.8 ms; their 62.9 MB each share 1 GB/s, so both are under way at 50 ms.
+    One goes to the replica that dies then, and is sent again as a whole; nothing is computed again."""
+    requests = Trace(np.zeros(2), np.full(2, 480), np.full(2, 5))
+    records = hold(Simulation(requests, killed("decode", 0.05)), requests)
+    transfers = records.transfers
+    assert transfers is not None
+    size = 480 * 131072
+    assert sorted(transfers.num_bytes.tolist()) == pytest.approx([0.5e9 * (0.05 - 0.0148304), size, size], rel=1e-3)
+    (cut,) = np.flatnonzero(transfers.num_bytes < size)
+    assert transfers.end[cut] == pytest.approx(0.05)
+    assert transfers.target.tolist().count(3) == 2  # lives 0 and 1 prefill, 2 has died
+    assert records.tokens_recomputed == 0
+    assert not records.attempts
+    assert (records.requests.status == Status.FINISHED).all()
+
+
+def test_a_prefill_replica_takes_the_kv_with_it_that_has_not_arrived() -> None:
+    """The client keeps its first token; the prompt is computed again elsewhere."""
+    requests = Trace(np.zeros(2), np.full(2, 480), np.full(2, 5))
+    records = hold(Simulation(requests, killed("prefill", 0.05)), requests)
+    assert records.attempts == {0: 1}
+    assert records.tokens_recomputed == 480
+    np.testing.assert_allclose(records.requests.first_token, 0.0148304)
+    assert records.prefill_replica is not None
+    assert records.prefill_replica.tolist() == [1, 1]
+    assert records.requests.finish[0] > 0.0648
+
+
+def test_an_answer_goes_on_after_its_decode_replica_has_died() -> None:
+    """Its tokens so far are computed with the prompt, on a prefill replica, and the rest on the other decode replica."""
+    requests = Trace(np.zeros(2), np.full(2, 480), np.full(2, 60))
+    records = hold(Simulation(requests, killed("decode", 0.3)), requests)
+    (lost,) = records.attempts
+    assert records.requests.replica.tolist() == [3, 3]
+    made_before = records.requests.extra_ranges[0]
+    assert made_before[0] == lost
+    assert made_before[4] == 2
+    done = int(made_before[2] - made_before[1]) + 1
+    assert 10 < done < 59
+    assert records.tokens_recomputed == 480 + done - 1
+    assert records.requests.first_token[lost] == pytest.approx(0.0148304)
+
+
+def test_pools_scale_on_their_own() -> None:
+    """Long answers and short prompts: the decode pool grows and the prefill pool does not."""
+    requests = Trace(np.arange(300) / 30.0, np.full(300, 100), np.full(300, 300))
+    plan = disaggregated(4, 4, args=SYNC)
+    scaling = ScalingPlan("queue", {"target_requests": 10, "average_s": 1.0, "stabilization_down_s": 2.0}, 0.5)
+    lives = (GroupLife(1, 4, 1), GroupLife(1, 4, 1))
+    built = Simulation(requests, replace(plan, life=LifePlan(lives, scaling)))
+    records = hold(built, requests)
+    names = [life.group for life in records.replicas]
+    assert names.count("prefill") == 1
+    assert names.count("decode") >= 4
+    assert (records.requests.status == Status.FINISHED).all()
