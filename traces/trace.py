@@ -12,6 +12,8 @@ column             unit      meaning
 ``turn``           index     position in the session, from 0
 ``think_time``     s         gap between the end of the previous turn and this arrival;
                              NaN: open loop, ``arrival`` is used as it stands
+``after``          turns     of its session that must have ended before a request comes,
+                             ``think_time`` (or 0 s) after the last of them: a program
 ``prefix``         ids       full prompt blocks as chained ids: equal id = equal prefix
 ``tenant``         label     who pays
 ``priority``       int       smaller is served first (vLLM's convention), default 0
@@ -29,7 +31,7 @@ negative, not finite or earlier than the one before it, a length below one token
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,6 +128,40 @@ class PrefixBlocks:
 
 
 @dataclass(frozen=True, slots=True)
+class After:
+    """Turns that rows wait for, in CSR form: row ``i`` owns ``turns[offsets[i]:offsets[i + 1]]``; none: its own time.
+
+    Turns that the trace does not hold are not waited for.
+    """
+
+    offsets: Ints  # (n + 1,)
+    turns: Ints  # (offsets[-1],)
+
+    def __post_init__(self) -> None:
+        blocks = PrefixBlocks(self.offsets, self.turns, 1)  # the same checks
+        object.__setattr__(self, "offsets", blocks.offsets)
+        object.__setattr__(self, "turns", blocks.ids)
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> After:
+        """From the turns that each row waits for."""
+        counts = [len(row) for row in rows]
+        return cls(np.concatenate(([0], np.cumsum(counts))), np.array([t for row in rows for t in row], dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def counts(self) -> Ints:
+        """Turns that each row waits for."""
+        return np.diff(self.offsets)
+
+    def take(self, index: NDArray[Any]) -> After:
+        """The rows of a boolean mask or of an integer index."""
+        rows = PrefixBlocks(self.offsets, self.turns, 1).take(index)
+        return After(rows.offsets, rows.ids)
+
+
+@dataclass(frozen=True, slots=True)
 class Chunks:
     """Parts that prompts begin with, one after the other, in CSR form: what a retriever puts in front of a question.
 
@@ -189,6 +225,7 @@ class Trace:
     model: Labels | None = None
     slo_class: Labels | None = None
     chunks: Chunks | None = None
+    after: After | None = None
     source: str = "unnamed"
     notes: tuple[str, ...] = field(default=())  # e.g. "3 rows skipped: output_tokens = 0"
 
@@ -217,6 +254,13 @@ class Trace:
             self._refuse("think_time", wrong, "must be >= 0 s, or NaN for open loop")
             if self.session is None:
                 raise TraceError("think_time needs the session column: it follows a turn", where=self.source)
+        if self.after is not None and (self.session is None or self.turn is None):
+            raise TraceError("after needs the columns session and turn: it names turns", where=self.source)
+        if self.after is not None and self.turn is not None:
+            later = self.after.turns >= np.repeat(self.turn, self.after.counts())
+            rows = np.repeat(np.arange(len(self)), self.after.counts())[later]
+            wrong = np.isin(np.arange(len(self)), rows)
+            self._refuse("after", wrong, "hold one that is not earlier in its session")
         if self.prefix is not None:
             over = self.prefix.counts() * self.prefix.block_tokens > self.prompt_tokens
             self._refuse("prefix", over, f"lists more full blocks of {self.prefix.block_tokens} tokens than the prompt")
@@ -227,7 +271,7 @@ class Trace:
         if wrong.any():
             row = int(np.argmax(wrong))
             values = getattr(self, column)
-            ragged = {PrefixBlocks: "blocks", Chunks: "chunks"}.get(type(values))
+            ragged = {PrefixBlocks: "blocks", Chunks: "chunks", After: "turns"}.get(type(values))
             value = f"{values.counts()[row]} {ragged}" if ragged else values[row]
             raise TraceError(f"row {row}: {column} = {value} {why}", where=self.source, remedy=remedy)
 
@@ -255,7 +299,7 @@ class Trace:
         if index.dtype == np.bool_ and len(index) != len(self):
             raise TraceError(f"mask of {len(index)} rows for a trace of {len(self)}", where=self.source)
         rows = {n: v[index] for n in FLOAT_COLUMNS + INT_COLUMNS if (v := getattr(self, n)) is not None}
-        rows |= {n: v.take(index) for n in ("prefix", "chunks", *LABEL_COLUMNS) if (v := getattr(self, n)) is not None}
+        rows |= {n: v.take(index) for n in (*RAGGED_COLUMNS, *LABEL_COLUMNS) if (v := getattr(self, n)) is not None}
         return replace(self, **rows)
 
     def columns(self) -> tuple[str, ...]:
@@ -263,11 +307,12 @@ class Trace:
         return tuple(name for name in COLUMNS if getattr(self, name) is not None)
 
     def to_arrow(self) -> Any:
-        """A ``pyarrow.Table``, one column each; ``prefix`` and ``chunks`` are lists; source and notes are metadata."""
+        """A ``pyarrow.Table``, one column each; ragged ones are lists; source and notes are metadata."""
         import pyarrow as pa
 
         build: dict[str, Callable[[Any], Any]] = {
             "prefix": lambda p: pa.LargeListArray.from_arrays(p.offsets, p.ids),
+            "after": lambda a: pa.LargeListArray.from_arrays(a.offsets, a.turns),
             "chunks": lambda c: pa.LargeListArray.from_arrays(
                 c.offsets, pa.StructArray.from_arrays([pa.array(c.ids), pa.array(c.tokens)], ["id", "tokens"])
             ),
@@ -295,14 +340,17 @@ class Trace:
     def to_csv(self, path: str | Path) -> None:
         """Text with the columns' names; gzipped where the name ends in ``.gz``.
 
-        Blocks are ids separated by spaces in a column named ``prefix_<block_tokens>``, chunks ``id:tokens``. Numbers
-        are written in full, so that ``read_trace`` gives the same columns back; ``notes`` are not kept.
+        Blocks are ids separated by spaces in a column named ``prefix_<block_tokens>``, turns of ``after`` likewise,
+        chunks ``id:tokens``. Numbers are written in full, so that ``read_trace`` gives the same columns back; ``notes``
+        are not kept.
         """
         frame = self.to_frame()
         if self.prefix is not None:
             text = [" ".join(map(str, ids)) for ids in frame["prefix"]]
             frame["prefix"] = text
             frame = frame.rename(columns={"prefix": f"prefix_{self.prefix.block_tokens}"})
+        if self.after is not None:
+            frame["after"] = [" ".join(map(str, turns)) for turns in frame["after"]]
         if self.chunks is not None:
             frame["chunks"] = [" ".join(f"{c['id']}:{c['tokens']}" for c in row) for row in frame["chunks"]]
         frame.to_csv(path, index=False)
@@ -310,6 +358,7 @@ class Trace:
 
 FLOAT_COLUMNS = ("arrival", "think_time")
 INT_COLUMNS = ("prompt_tokens", "output_tokens", "session", "turn", "priority")
+RAGGED_COLUMNS = ("prefix", "chunks", "after")
 LABEL_COLUMNS = ("tenant", "adapter", "model", "slo_class")
 COLUMNS = tuple(f.name for f in fields(Trace) if f.name not in {"source", "notes"})
 

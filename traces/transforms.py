@@ -15,7 +15,18 @@ import numpy as np
 from simulator.core.errors import TraceError
 from traces.generate.arrivals import Arrivals
 from traces.prefix import chain_ids, cut_to_full_blocks
-from traces.trace import FLOAT_COLUMNS, INT_COLUMNS, LABEL_COLUMNS, Chunks, Floats, Ints, Labels, PrefixBlocks, Trace
+from traces.trace import (
+    FLOAT_COLUMNS,
+    INT_COLUMNS,
+    LABEL_COLUMNS,
+    After,
+    Chunks,
+    Floats,
+    Ints,
+    Labels,
+    PrefixBlocks,
+    Trace,
+)
 
 
 def head(trace: Trace, n: int) -> Trace:
@@ -134,9 +145,10 @@ def merge(traces: Sequence[Trace], *, share_prefixes: bool = False) -> Trace:
     columns["session"] = _joined_sessions(traces)
     columns["prefix"] = _joined_prefix(traces, share=share_prefixes)
     columns["chunks"] = _joined_chunks(traces, share=share_prefixes)
+    columns["after"] = _joined_after(traces)
     order = np.argsort(columns["arrival"], kind="stable")
     taken: dict[str, Any] = {
-        name: values.take(order) if isinstance(values, Labels | PrefixBlocks | Chunks) else values[order]
+        name: values.take(order) if isinstance(values, Labels | PrefixBlocks | Chunks | After) else values[order]
         for name, values in columns.items()
         if values is not None
     }
@@ -200,6 +212,14 @@ def _joined_prefix(traces: Sequence[Trace], *, share: bool) -> PrefixBlocks | No
         ids.append(own)
         counts.append(trace.prefix.counts())
     return PrefixBlocks(np.concatenate(([0], np.cumsum(np.concatenate(counts)))), np.concatenate(ids), sizes.pop())
+
+
+def _joined_after(traces: Sequence[Trace]) -> After | None:
+    if all(t.after is None for t in traces):
+        return None
+    parts = [After.of([()] * len(t)) if t.after is None else t.after for t in traces]
+    counts = np.concatenate([part.counts() for part in parts])
+    return After(np.concatenate(([0], np.cumsum(counts))), np.concatenate([part.turns for part in parts]))
 
 
 def _joined_chunks(traces: Sequence[Trace], *, share: bool) -> Chunks | None:

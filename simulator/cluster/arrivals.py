@@ -1,4 +1,4 @@
-"""When requests enter: at the trace's times, when a user of a closed loop is free, or after a turn's think time."""
+"""When requests enter: at the trace's times, when a user of a closed loop is free, or after what they wait for."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ class Arrivals:
         """
         self.clock = clock
         self.trace = trace
-        before = _turns_before(trace) if users is None else None
-        self._waits = np.full(len(trace), users is not None) if before is None else before >= 0
+        self._followers, self._missing = _followers(trace) if users is None else ({}, {})
+        self._waits = np.full(len(trace), users is not None)
+        self._waits[list(self._missing)] = True
         self.arrival = np.where(self._waits, inf, trace.arrival)  # s, as it came to be; inf: not yet
         self._skip = skip
         self._users = users
@@ -51,7 +52,6 @@ class Arrivals:
         self._stride = 1  # trace blocks per engine block
         if self._prefix is not None and block_size > self._prefix.block_tokens:
             self._stride = block_size // self._prefix.block_tokens
-        self._followers = {} if before is None else _followers(trace, before)
         self.has_feedback = users is not None or bool(self._followers)  # finishes must be reported when they happen
         self._rows = self._own_time()
         self._next: Row | None = None
@@ -127,7 +127,9 @@ class Arrivals:
 
     def _follow(self, row: int, time: float) -> None:
         for follower, delay in self._followers.pop(row, ()):
-            self._schedule(follower, time + delay)
+            self._missing[follower] -= 1
+            if not self._missing[follower]:
+                self._schedule(follower, time + delay)
 
     def _enter_next(self, time: float) -> None:
         for _, row, _, _, _, skipped in self._rows:
@@ -156,26 +158,43 @@ class Arrivals:
         self.clock.at(time, ARRIVAL, enter)
 
 
-def _turns_before(trace: Trace) -> NDArray[np.int64] | None:
-    """Row of the turn that each row waits for, -1 for those that come at their own time; None: nobody waits.
+Followers = dict[int, list[tuple[int, float]]]  # row -> [(row that waits for it, s after the last it waits for)]
+
+
+def _followers(trace: Trace) -> tuple[Followers, dict[int, int]]:
+    """Who waits for whom, and how many rows each waits for. Rows that wait for none are in neither."""
+    found: Followers = defaultdict(list)
+    missing: dict[int, int] = defaultdict(int)
+    for child, parent in (*_turns_before(trace), *_turns_named(trace)):
+        think = 0.0 if trace.think_time is None else float(trace.think_time[child])
+        found[parent].append((child, 0.0 if np.isnan(think) else think))
+        missing[child] += 1
+    return dict(found), dict(missing)
+
+
+def _turns_before(trace: Trace) -> list[tuple[int, int]]:
+    """(row, row of the turn before) of rows with a think time.
 
     The first turn of a conversation, and a row without one, has no turn to wait for, whatever its think time.
     """
     if trace.think_time is None or trace.session is None:
-        return None
+        return []
     turn = trace.turn if trace.turn is not None else np.arange(len(trace))
     order = np.lexsort((turn, trace.session))
     session = trace.session[order]
     same = (session[1:] == session[:-1]) & (session[1:] >= 0) & ~np.isnan(trace.think_time[order[1:]])
-    before = np.full(len(trace), -1, dtype=np.int64)
-    before[order[1:][same]] = order[:-1][same]
-    return before
+    if trace.after is not None:
+        same &= trace.after.counts()[order[1:]] == 0
+    return list(zip(order[1:][same].tolist(), order[:-1][same].tolist(), strict=True))
 
 
-def _followers(trace: Trace, before: NDArray[np.int64]) -> dict[int, list[tuple[int, float]]]:
-    """row -> [(row of the next turn, think time)]."""
-    assert trace.think_time is not None
-    found: dict[int, list[tuple[int, float]]] = defaultdict(list)
-    for row in np.flatnonzero(before >= 0).tolist():
-        found[int(before[row])].append((row, float(trace.think_time[row])))
-    return dict(found)
+def _turns_named(trace: Trace) -> list[tuple[int, int]]:
+    """(row, row that it waits for) of the column ``after``; turns that the trace does not hold are left out."""
+    if trace.after is None:
+        return []
+    assert trace.session is not None
+    assert trace.turn is not None
+    rows = {key: row for row, key in enumerate(zip(trace.session.tolist(), trace.turn.tolist(), strict=True))}
+    child = np.repeat(np.arange(len(trace)), trace.after.counts())
+    named = zip(child.tolist(), trace.session[child].tolist(), trace.after.turns.tolist(), strict=True)
+    return [(row, rows[session, turn]) for row, session, turn in named if (session, turn) in rows]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
 
 from simulator.core.random import Streams
 from simulator.scenario.workload import Transform
-from traces import models, tenants, transforms
+from traces import models, programs, tenants, transforms
 from traces.trace import Trace
 
 Change = Callable[[Trace, Any, np.random.Generator], Trace]  # (trace, the field's value, random draws)
@@ -31,6 +31,9 @@ CHANGES: Mapping[str, Change] = {
     "choose_model": lambda trace, choice, rng: models.choose_model(
         trace, choice.strong, choice.weak, choice.strong_share, rng
     ),
+    "chain": lambda trace, given, _: programs.chain(trace, **asdict(given)),
+    "map_reduce": lambda trace, given, _: programs.map_reduce(trace, **asdict(given)),
+    "branches": lambda trace, given, rng: programs.branches(trace, rng, **asdict(given)),
     "tenants": lambda trace, asked, rng: tenants.with_tenants(trace, asked.count, rng, zipf=asked.zipf),
     "cache_salt": lambda trace, by, _: tenants.salted(trace, by),
 }

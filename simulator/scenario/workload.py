@@ -113,6 +113,40 @@ class Tenants:
 
 
 @spec
+class Document:
+    """A long document, the prompt of the request, worked through in pieces (Parrot's programs)."""
+
+    chunk_tokens: Positive = 1024
+    """Tokens of a piece."""
+    output_tokens: Positive = 50
+    """Tokens of each summary."""
+    gap_s: Seconds = 0.0
+    """From an answer to the calls that use it: the client's round trip."""
+
+
+@spec
+class Branches:
+    """Lines of thought over one prompt, looked at after every round (self-consistency, tree search; Dynasor)."""
+
+    count: Positive
+    """Lines."""
+    rounds: Positive
+    """Rounds of each."""
+    round_tokens: Positive
+    """Tokens that a line writes in a round."""
+    stop_share: Fraction = 0.0
+    """Share of programs that are sure enough after `stop_rounds`; that answers stay right is an input."""
+    stop_rounds: Positive = 1
+    """Rounds of those."""
+    gang: Bool = False
+    """Requests of a program have its place in the order of arrival as priority: for `scheduling_policy: priority`."""
+    gap_s: Seconds = 0.0
+    """From the end of a round to the next."""
+    block_tokens: Positive = 16
+    """Tokens of a block of the prefixes that lines and rounds share."""
+
+
+@spec
 class Transform:
     """One change of the trace. Exactly one field is set; transforms apply in the order they are listed."""
 
@@ -138,6 +172,12 @@ class Transform:
     """Ask one model after the other."""
     choose_model: ChooseModel | None = None
     """Ask a strong or a weak model."""
+    chain: Document | None = None
+    """Each request becomes calls one after the other: every piece of its prompt with the summary so far."""
+    map_reduce: Document | None = None
+    """Each request becomes a call per piece of its prompt, and one over their summaries."""
+    branches: Branches | None = None
+    """Each request becomes several lines of thought over its prompt."""
     tenants: Annotated[Tenants, Shorthand("count", number=True)] | None = None
     """Draw tenants. A plain number is how many."""
     cache_salt: Literal["tenant", "session"] | None = None

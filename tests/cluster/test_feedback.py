@@ -14,6 +14,7 @@ from simulator.metrics.token_times import gaps_by_request
 from simulator.replica.records import RequestRecords, SimulationRecords, Status
 from simulator.scheduling import EngineArgs
 from tests.oracles.theory import Floats, Ints, finite_source_throughput
+from traces.programs import map_reduce
 from traces.trace import Trace
 
 STEP_S = 0.01
@@ -175,6 +176,34 @@ class TestThinkTime:
             for wrong in (0.95, 1.05):
                 assert found != pytest.approx(finite_source_throughput(people, think, service * wrong), rel=near)
             assert found <= min(people / (think + service), 1 / service)  # asymptotic bounds
+
+
+class TestPrograms:
+    @pytest.mark.parametrize("async_scheduling", [False, True])
+    def test_a_call_comes_when_the_last_it_waits_for_has_ended(self, async_scheduling: bool) -> None:
+        rng = np.random.default_rng(5)
+        documents = Trace(np.sort(rng.uniform(0, 20, 60)), rng.integers(1, 4000, 60), np.ones(60))
+        trace = map_reduce(documents, chunk_tokens=300, output_tokens=20, gap_s=0.5)
+        requests = simulate(
+            trace, args(max_num_seqs=8, async_scheduling=async_scheduling), FixedCost(STEP_S, 1e-5), 4000
+        ).requests
+        assert (requests.status == Status.FINISHED).all()
+        assert trace.session is not None
+        for program in range(60):
+            rows = np.flatnonzero(trace.session == program)
+            maps, reduce = rows[:-1], rows[-1]
+            np.testing.assert_array_equal(requests.arrival[maps], documents.arrival[program])
+            assert requests.arrival[reduce] == requests.finish[maps].max() + 0.5
+
+    def test_a_call_that_is_turned_away_holds_nobody_up(self) -> None:
+        trace = map_reduce(Trace(np.zeros(1), np.array([250]), np.ones(1)), chunk_tokens=100, output_tokens=10)
+        requests = simulate(trace, args(), FixedCost(STEP_S, 0.0), 4000, max_model_len=70).requests
+        assert requests.status.tolist() == [Status.REJECTED, Status.REJECTED, Status.FINISHED, Status.FINISHED]
+        assert requests.arrival[3] == requests.finish[2]
+
+    def test_calls_of_turns_that_are_not_there_come_by_themselves(self) -> None:
+        trace = map_reduce(Trace(np.array([3.0]), np.array([250]), np.ones(1)), chunk_tokens=100, output_tokens=10)
+        assert simulate(trace.select(np.array([3])), args(), FixedCost(STEP_S, 0.0), 4000).requests.arrival == 3.0
 
 
 class TestHorizon:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from simulator.core.errors import TraceError
 from traces.prefix import cut_to_full_blocks, ensure_chained, from_rows
-from traces.trace import Chunks, Floats, Ints, Labels, PrefixBlocks, Trace
+from traces.trace import After, Chunks, Floats, Ints, Labels, PrefixBlocks, Trace
 
 MAX_TOKENS = 1_000_000_000  # a longer prompt or output is a garbled number
 EPOCH_S = 365 * 86_400.0  # arrivals that begin later than this are absolute timestamps
@@ -261,7 +261,7 @@ class Rows:
 
 
 def _take(values: Any, keep: Ints) -> Any:
-    return values.take(keep) if isinstance(values, Labels | PrefixBlocks | Chunks) else values[keep]
+    return values.take(keep) if isinstance(values, Labels | PrefixBlocks | Chunks | After) else values[keep]
 
 
 def _is_id_list(ids: Any) -> bool:

@@ -18,7 +18,18 @@ import numpy as np
 from simulator.core.names import suggestion
 from traces.formats.base import Format, Rows, Sample, Source, read_csv, sample_of, to_floats
 from traces.prefix import cut_to_full_blocks, ensure_chained
-from traces.trace import COLUMNS, LABEL_COLUMNS, METADATA_KEY, Chunks, Floats, Ints, PrefixBlocks, Trace
+from traces.trace import (
+    COLUMNS,
+    LABEL_COLUMNS,
+    METADATA_KEY,
+    RAGGED_COLUMNS,
+    After,
+    Chunks,
+    Floats,
+    Ints,
+    PrefixBlocks,
+    Trace,
+)
 
 REQUIRED = ("arrival", "prompt_tokens", "output_tokens")
 _PREFIX = re.compile(r"prefix_(\d{1,9})")
@@ -58,6 +69,8 @@ def _build(rows: Rows, prefix_name: str, seconds_per_unit: float) -> Trace:
         optional["prefix"] = _prefix(rows, prefix_name, prompt)
     if "chunks" in present:
         optional["chunks"] = _chunks(rows, prompt)
+    if "after" in present:
+        optional["after"] = _after(rows)
     return rows.build(
         arrival=rows.floats("arrival", low=0) * seconds_per_unit,
         prompt_tokens=prompt,
@@ -104,6 +117,14 @@ def _chunks(rows: Rows, prompt: Ints) -> Chunks:
     return chunks_of(lists)
 
 
+def _after(rows: Rows) -> After:
+    """Turns separated by spaces."""
+    words = [(text or "").split() for text in rows.text("after")]
+    wrong = np.array([not all(word.isdecimal() for word in row) for row in words], dtype=bool)
+    rows.refuse("after", wrong, "is not a list of turns")
+    return After.of([[] if bad else [int(word) for word in row] for row, bad in zip(words, wrong, strict=True)])
+
+
 def chunks_of(rows: Sequence[Sequence[tuple[int, int]]]) -> Chunks:
     """CSR form of one list of (id, tokens) per request."""
     offsets = np.concatenate(([0], np.cumsum([len(row) for row in rows], dtype=np.int64)))
@@ -128,7 +149,8 @@ def _read_parquet(source: Source, columns: Mapping[str, str], seconds_per_unit: 
     rows = Rows(source, np.arange(1, table.num_rows + 1), {}, np.ones(table.num_rows, dtype=bool))
     prefix = _arrow_prefix(source, table[names["prefix"]], meta) if "prefix" in wanted else None
     chunks = _arrow_chunks(source, table[names["chunks"]]) if "chunks" in wanted else None
-    scalars = [name for name in wanted if name not in {"prefix", "chunks"}]
+    after = _arrow_after(source, table[names["after"]]) if "after" in wanted else None
+    scalars = [name for name in wanted if name not in RAGGED_COLUMNS]
     rows.columns = {name: _strings(source, name, table[names[name]]) for name in scalars}
     trace = _build(rows, "", seconds_per_unit)
     keep = np.flatnonzero(rows.ok)
@@ -138,7 +160,9 @@ def _read_parquet(source: Source, columns: Mapping[str, str], seconds_per_unit: 
         prefix = ensure_chained(cut_to_full_blocks(prefix.take(order), trace.prompt_tokens))
     if chunks is not None:
         chunks = chunks.take(order)
-    return replace(trace, prefix=prefix, chunks=chunks, notes=(*meta.get("notes", ()), *trace.notes))
+    if after is not None:
+        after = after.take(order)
+    return replace(trace, prefix=prefix, chunks=chunks, after=after, notes=(*meta.get("notes", ()), *trace.notes))
 
 
 def _strings(source: Source, name: str, column: Any) -> Any:
@@ -167,6 +191,17 @@ def _arrow_prefix(source: Source, column: Any, meta: Mapping[str, Any]) -> Prefi
     lengths = np.asarray(pc.fill_null(pc.list_value_length(column), 0).to_numpy(), dtype=np.int64)
     ids = np.asarray(pc.list_flatten(column).to_numpy())
     return PrefixBlocks(np.concatenate(([0], np.cumsum(lengths))), ids, block_tokens)
+
+
+def _arrow_after(source: Source, column: Any) -> After:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    fitting = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    if not fitting or not pa.types.is_integer(column.type.value_type):
+        raise source.error("has an after column that is no list of turns", remedy="Write it with Trace.to_parquet.")
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(column), 0).to_numpy(), dtype=np.int64)
+    return After(np.concatenate(([0], np.cumsum(lengths))), np.asarray(pc.list_flatten(column).to_numpy()))
 
 
 def _arrow_chunks(source: Source, column: Any) -> Chunks:
