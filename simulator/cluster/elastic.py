@@ -63,12 +63,13 @@ class FaultPlan:
 @dataclass(frozen=True)
 class LifePlan:
     """Replicas that come and go. queue_timeout_s: a request that waits so long for any replica to be ready is
-    rejected."""
+    rejected. copies_every_tokens: of each request, its KV is copied to another machine; None: it is not."""
 
     groups: tuple[GroupLife, ...]
     scaling: ScalingPlan | None = None
     faults: tuple[FaultPlan, ...] = ()
     queue_timeout_s: float = 600.0
+    copies_every_tokens: int | None = None
 
     @property
     def migrates(self) -> bool:

@@ -8,8 +8,10 @@ from simulator.cluster.dispatcher import Finished
 from simulator.cluster.failures import Failures
 from simulator.cluster.lifecycle import Lifecycle
 from simulator.cluster.migration import Migration
+from simulator.cluster.replication import Replication
 from simulator.cluster.rescue import Rescue
 from simulator.cluster.scaler import Autoscaler, Door
+from simulator.cluster.transfers import joined
 from simulator.core.random import Streams
 from simulator.replica.records import TransferRecords
 from simulator.scheduling.request import Request
@@ -37,6 +39,8 @@ class Population:
             one.begin()
         rescues = plan.migrates and migration is None
         self._rescue = Rescue(lifecycle, doors[-1].candidates) if rescues else None
+        copies = plan.copies_every_tokens
+        self._replication = None if copies is None else Replication(lifecycle, copies)
         lifecycle.open()
         self._scaler = None
         self.deliver: Finished = deliver
@@ -51,5 +55,6 @@ class Population:
         self._deliver(request, now)
 
     def transfers(self) -> TransferRecords | None:
-        """Of KV that left replicas which had to go; None: nobody takes it along."""
-        return None if self._rescue is None else self._rescue.records()
+        """Of KV that left replicas which had to go, and of copies of it that were read; None: there are neither."""
+        rescued = None if self._rescue is None else self._rescue.records()
+        return joined(rescued, None if self._replication is None else self._replication.records())

@@ -28,6 +28,7 @@ from simulator.cluster.population import Population
 from simulator.cluster.prediction import LinearPredictor, queued_tokens
 from simulator.cluster.ranks import cache_events, check_ranks
 from simulator.cluster.replica import Replica
+from simulator.cluster.replication import copied_bytes
 from simulator.cluster.roles import unserved
 from simulator.cluster.scaler import Door
 from simulator.cluster.sharing import shared_processors
@@ -39,7 +40,7 @@ from simulator.core.random import streams
 from simulator.cost.interface import StepCost
 from simulator.replica.engine import Engine, Observer
 from simulator.replica.recorder import Columns, Recorder, join_steps
-from simulator.replica.records import ReplicaRecord, SimulationRecords
+from simulator.replica.records import ReplicaRecord, SimulationRecords, StepRecords
 from simulator.replica.steps import OnFinish
 from simulator.routing import ROUTERS, Fleet, Needs, Router, Surroundings
 from simulator.routing.prefix_index import PrefixIndex
@@ -134,12 +135,13 @@ class Simulation:
             engine.close(stop)
         recorders = [engine.recorder for engine in engines] or [Recorder(self.columns)]  # there may never be a replica
         steps, bases = zip(*(recorder.steps() for recorder in recorders), strict=True)
+        joined_steps = join_steps(list(steps))
         busy_until = max((engine.busy_until for engine in engines), default=0.0)
         return SimulationRecords(
             requests=self.columns.requests(
                 self.arrivals.arrival, trace.prompt_tokens, trace.output_tokens, list(bases), until=stop
             ),
-            steps=join_steps(list(steps)),
+            steps=joined_steps,
             end=self._end(busy_until) if horizon_s is None else horizon_s,
             num_gpu_blocks=tuple(replica.group.kv_blocks + 1 for replica in self.replicas),
             block_size=self.cluster.groups[0].args.block_size,
@@ -157,15 +159,17 @@ class Simulation:
             rejections={} if self.dispatcher is None else dict(self.dispatcher.rejected),
             step_tokens=self.columns.step_tokens(),
             tokens_recomputed=sum(lane.tokens_recomputed for engine in engines for lane in engine.state.lanes),
-            **self._moved(stop),
+            **self._moved(stop, joined_steps),
         )
 
-    def _moved(self, stop: float) -> Moved:
+    def _moved(self, stop: float, steps: StepRecords) -> Moved:
         """What is known of requests between replicas."""
         moved: Moved = {} if self.moves is None else self.moves.records(min(stop, float(self.clock.now)))
         rescued = None if self.lifecycle is None else self._population.transfers()
         if self.moves is not None or rescued is not None:
             moved["transfers"] = joined(moved.get("transfers"), rescued)
+        if self.cluster.life is not None and self.cluster.life.copies_every_tokens is not None:
+            moved["link_bytes"] = copied_bytes(steps, [replica.group.kv for replica in self.replicas])
         return moved
 
     def _end(self, busy_until: float) -> float:

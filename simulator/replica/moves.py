@@ -80,6 +80,18 @@ def land(engine: Engine | PipelineEngine, request: Request, last_token_time: flo
     return True
 
 
+def restore(engine: Engine | PipelineEngine, request: Request, blocks: int) -> bool:
+    """A request whose first ``computed`` tokens have come from a copy computes the rest of what is known here: its
+    prompt and the tokens it has made. Takes the ``blocks`` they need. False when all ``max_num_seqs`` are taken.
+    """
+    state = engine.state
+    if len(state.running) >= state.args.max_num_seqs:
+        return False
+    state.pool.take(blocks)
+    state.restore(request)
+    return True
+
+
 def resume(engine: Engine | PipelineEngine, request: Request) -> bool:
     """The same for a request that computes the last token of its prompt here, in the next step."""
     state = engine.state

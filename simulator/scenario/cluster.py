@@ -10,7 +10,7 @@ from pydantic import Field
 from simulator.scenario.admission import AdmissionSpec
 from simulator.scenario.engine import EngineSpec, HardwareSpec, ModelSpec
 from simulator.scenario.front import ResponseCacheSpec
-from simulator.scenario.lifecycle import ColdStartSpec, FaultSpec, ScalingSpec
+from simulator.scenario.lifecycle import ColdStartSpec, FaultSpec, KvReplicationSpec, ScalingSpec
 from simulator.scenario.network import DisaggregationSpec, MigrationSpec, NetworkSpec
 from simulator.scenario.spec import (
     Bool,
@@ -98,6 +98,8 @@ class ClusterSpec:
     """Autoscaling; null: the replicas of the start stay."""
     faults: tuple[FaultSpec, ...] = ()
     """Failures and reclaims of spot instances."""
+    kv_replication: KvReplicationSpec | None = None
+    """KV is copied to the host memory of other machines as it is computed; null: it is not."""
     cold_start: ColdStartSpec | None = None
     """How long a replica takes to start, with scaling or faults; null: the defaults."""
 
@@ -113,6 +115,10 @@ class ClusterSpec:
         if self.network is not None and not moves and self.network.only_for_transfers:
             unused = ", ".join(self.network.only_for_transfers)
             raise ValueError(f"no KV moves in this cluster, so 'network' cannot use {unused}.")
+        if self.kv_replication is not None and not self.faults:
+            raise ValueError("'kv_replication' needs 'faults': without them nothing is lost.")
+        if self.kv_replication is not None and moves:
+            raise ValueError("'kv_replication' is not modelled together with disaggregation or migration.")
         if self.cold_start is not None and self.scaling is None and not self.faults:
             raise ValueError("'cold_start' needs 'scaling' or 'faults': without them no replica starts.")
         if self.scaling is None and any(g.min_replicas is not None or g.max_replicas is not None for g in self.groups):

@@ -98,7 +98,8 @@ def build_life(spec: ClusterSpec, kinds: Sequence[Kind], seed: int) -> LifePlan 
         with at(f"cluster.faults.{index}.options"):
             source(around, fault.options)
         faults.append(FaultPlan(fault.policy, fault.options, fault.detection_s, fault.recovery, fault.max_attempts))
-    return LifePlan(lives, scaling, tuple(faults))
+    copies = None if spec.kv_replication is None else spec.kv_replication.interval_tokens
+    return LifePlan(lives, scaling, tuple(faults), copies_every_tokens=copies)
 
 
 def _group_life(spec: ClusterSpec, group: GroupSpec, kind: Kind, start: ColdStartSpec) -> GroupLife:

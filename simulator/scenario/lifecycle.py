@@ -99,6 +99,15 @@ class FaultSpec:
 
 
 @spec
+class KvReplicationSpec:
+    """Requests that a failure loses go on elsewhere from a copy of their KV, as in DéjàVu."""
+
+    interval_tokens: Positive = 1
+    """The KV of a request is copied whenever it has so many tokens more: what is computed again after a failure is less
+    than that."""
+
+
+@spec
 class CarbonSpec:
     """Carbon intensity of the electricity, by the hour."""
 

@@ -472,9 +472,13 @@ class EngineState:
 
     def resume(self, request: Request) -> None:
         """A request comes with KV of all its prompt but the last token, in blocks taken: that one is computed here."""
+        self.restore(request)
+        self.tokens_recomputed += 1
+
+    def restore(self, request: Request) -> None:
+        """A request comes with KV of the tokens it has ``computed``, in blocks taken: the rest is computed here."""
         self._arrive(request)
         self.prefilling[request] = None
-        self.tokens_recomputed += 1
 
     def _arrive(self, request: Request) -> None:
         request.order = next(self.admissions)

@@ -1,0 +1,161 @@
+"""KV that is copied to other machines as it is computed, so that a failure loses little of it.
+
+DéjàVu (Strati et al., ICML 2024, arXiv:2403.01876) streams the KV of every token to the host memory of another machine.
+When a replica fails, its requests go on elsewhere with the copy: what is computed again is what had not been copied
+yet. The copy is read through the network card of the replica that takes the request, one request after the other; the
+target is the open replica with most free blocks. Requests of whom nothing was copied, and those for whom no open
+replica has room, are computed again as without copies. Copying itself runs beside the engine and costs it nothing; its
+bytes are counted.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from simulator.cluster.clock import TRANSFER
+from simulator.cluster.life import Life, State
+from simulator.cluster.lifecycle import Lifecycle
+from simulator.cluster.transfers import KvBytes
+from simulator.cluster.ways import Lost
+from simulator.core.errors import ScenarioError
+from simulator.replica.moves import restore
+from simulator.replica.records import StepRecords, TransferRecords
+from simulator.scheduling import POLICIES
+from simulator.scheduling.request import Request
+
+
+@dataclass(slots=True, eq=False)
+class Copy:
+    """The copied KV of one request on its way to the replica where it goes on."""
+
+    request: Request
+    source: Life
+    target: Life
+    num_bytes: float
+    start: float
+    end: float
+    over: bool = False  # landed, or lost again
+
+
+class Replication:
+    """Sends requests of failed replicas on with the copy of their KV."""
+
+    def __init__(self, lifecycle: Lifecycle, interval_tokens: int) -> None:
+        """interval_tokens: copies are made whenever a request has so many tokens more.
+
+        Raises ScenarioError when a group's requests cannot go on elsewhere.
+        """
+        self._lifecycle, self._interval = lifecycle, interval_tokens
+        self._copies: list[Copy] = []
+        self._coming: dict[Life, list[Copy]] = defaultdict(list)
+        self._busy_until: dict[Life, float] = defaultdict(float)  # s, network card of a replica
+        for group in lifecycle.groups:
+            policy = group.args.policy
+            if group.kv is None:
+                raise ScenarioError(f"group {group.name} does not say how large its KV is, so it cannot be copied.")
+            if policy == "sglang" or not POLICIES.get(policy).grows:
+                raise ScenarioError(
+                    f"group {group.name}: engine policy {policy!r} plans memory when it admits a request, which KV "
+                    "from elsewhere does not pass.",
+                    where="cluster.kv_replication",
+                    remedy="Use engine policy vllm, sarathi or fastgen, or leave kv_replication out.",
+                )
+        lifecycle.restore = self.restore
+        lifecycle.travellers.append(self)
+
+    def restore(self, life: Life, request: Request, now: float) -> bool:
+        """A failure has lost a request: send it on with what was copied. False: it has to be computed again."""
+        copied = request.lost // self._interval * self._interval if request.preemptions else 0
+        target = self._target(request, copied, now) if copied else None
+        if target is None:
+            return False
+        plan, group = self._lifecycle.plan.groups[target.group], self._lifecycle.groups[target.group]
+        assert group.kv is not None
+        request.computed = request.cached_tokens = copied
+        size = group.kv.of(copied)
+        start = max(now, self._busy_until[target])
+        end = self._busy_until[target] = start + size / plan.network_bytes_per_s
+        copy = Copy(request, life, target, size, start, end)
+        self._copies.append(copy)
+        self._coming[target].append(copy)
+        self._lifecycle.ways.joined(target, request)
+        self._lifecycle.clock.at(end, TRANSFER, partial(self._arrived, copy, end))
+        return True
+
+    def _target(self, request: Request, copied: int, now: float) -> Life | None:
+        """The open replica with most blocks free, less those of requests that are on their way."""
+        best, most = None, -1
+        for slot in self._lifecycle.candidates.of(request.row).tolist():
+            life = self._lifecycle.places.at(slot)
+            if life is None or life.state is not State.READY:
+                continue
+            life.replica.engine.settle(now)
+            state = life.replica.engine.state
+            free = state.pool.free - sum(state.blocks_of(copy.request.computed) for copy in self._coming[life])
+            if free >= state.blocks_of(copied) and free > most:
+                best, most = life, free
+        return best
+
+    def _arrived(self, copy: Copy, now: float, _: object) -> None:
+        if not copy.over:
+            copy.target.replica.at_next_step(partial(self._land, copy), now)
+
+    def _land(self, copy: Copy, time: float) -> bool:
+        del time
+        if copy.over:
+            return True
+        engine, request = copy.target.replica.engine, copy.request
+        state = engine.state
+        need = state.blocks_of(request.computed)
+        if need + sum(lane.blocks_next for lane in state.lanes) > state.pool.free:
+            return False
+        if not restore(engine, request, need):
+            return False
+        self._lifecycle.columns.replica[request.row] = copy.target.replica.index
+        copy.over = True
+        self._coming[copy.target].remove(copy)
+        return True
+
+    # -- a traveller -------------------------------------------------------------------------------------------
+
+    def strand(self, life: Life, end: float, lost: Lost) -> None:
+        """A replica goes while requests are on their way to it: their copies are elsewhere still."""
+        del end
+        for copy in self._coming.pop(life, ()):
+            copy.over = True
+            copy.request.computed = copy.request.cached_tokens = 0
+            lost.append((life, copy.request))
+
+    def holds(self, life: Life) -> bool:
+        return bool(self._coming.get(life))
+
+    # -- for the records ---------------------------------------------------------------------------------------
+
+    def records(self) -> TransferRecords:
+        """Of all copies that were read, by start."""
+        sent = sorted(self._copies, key=lambda copy: (copy.start, copy.request.row))
+        return TransferRecords(
+            kind=("restore",) * len(sent),
+            request=np.array([copy.request.row for copy in sent], dtype=np.int64),
+            source=np.array([copy.source.index for copy in sent], dtype=np.int64),
+            target=np.array([copy.target.index for copy in sent], dtype=np.int64),
+            num_bytes=np.array([copy.num_bytes for copy in sent], dtype=np.float64),
+            start=np.array([copy.start for copy in sent], dtype=np.float64),
+            end=np.array([copy.end for copy in sent], dtype=np.float64),
+        )
+
+
+def copied_bytes(steps: StepRecords, kv: Sequence[KvBytes | None]) -> dict[str, float]:
+    """Bytes of the KV that each replica has computed, all of which it sends to its copy. kv: of each replica.
+
+    Tokens that a sliding window lets go are copied like others.
+    """
+    computed = steps.prefill_tokens + steps.num_decodes * steps.num_steps
+    tokens = np.bincount(steps.replica, weights=computed, minlength=len(kv))
+    sizes = [0.0 if each is None else each.per_token + each.per_windowed_token for each in kv]
+    return {f"replica {i} copies": float(tokens[i]) * size for i, size in enumerate(sizes) if tokens[i]}
