@@ -11,6 +11,7 @@ from simulator.scheduling import (  # noqa: F401 - imported to register them
     ltr,
     microbatches,
     orca,
+    ragcache,
     response_length,
     s3,
     sarathi,

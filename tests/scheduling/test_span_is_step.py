@@ -55,6 +55,7 @@ VARIANTS: list[tuple[str, dict[str, object]]] = [
     ("andes", {**SWAP, "interval_s": 0.05, "expected_ttft_s": 0.1, "expected_tokens_per_s": 30.0}),
     ("edf", {"deadlines_s": "0.1, 1"}),
     ("aging", {"aging_s": 0.1}),
+    ("ragcache", {"window": 3}),
 ]
 PAGED = {name for name in POLICIES.names() if POLICIES.get(name).prefix_caching is not None}
 
@@ -148,7 +149,9 @@ def engines(draw: st.DrawFn, policy: str, options: Mapping[str, object]) -> tupl
     if "scheduling_policy" not in POLICIES.get(policy).unused:
         given_args["scheduling_policy"] = draw(st.sampled_from(["fcfs", "fcfs", "priority"]))
     if policy in PAGED:
-        given_args["enable_prefix_caching"] = draw(st.booleans()) or options.get("schedule_policy") == "lpm"
+        given_args["enable_prefix_caching"] = (
+            draw(st.booleans()) or options.get("schedule_policy") == "lpm" or policy == "ragcache"
+        )
     if policy in {"vllm", "sarathi"}:
         given_args["watermark"] = draw(st.sampled_from([0.0, 0.1]))
     if policy in {"vllm", "sjf", "vtc"}:
