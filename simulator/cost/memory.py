@@ -10,7 +10,7 @@ from simulator.core.units import format_bytes
 from simulator.cost.defaults import batch_defaults, engine_overhead
 from simulator.cost.expert_serving import ExpertServing
 from simulator.cost.kv_layout import KvLayout, kv_layout
-from simulator.cost.placement import Deployment, Placed, place, stage_sizes
+from simulator.cost.placement import Deployment, Placed, TensorLayout, place, stage_sizes
 from simulator.cost.shapes import kv_bytes_per_token_layer
 from simulator.hardware.gpu import Gpu
 from simulator.model.architecture import LatentAttention, Layer, Model
@@ -96,6 +96,7 @@ def memory_plan(
     num_redundant_experts: int = 0,
     prefill_context_parallel_size: int = 1,
     decode_context_parallel_size: int = 1,
+    tensor_parallel_layout: TensorLayout = "1d",
     cached_experts: float | None = None,
 ) -> MemoryPlan:
     """Memory of a deployment, as vLLM 0.33 finds it (``gpu_worker.determine_available_memory``); of each rank, and the
@@ -113,6 +114,7 @@ def memory_plan(
             enable_eplb=num_redundant_experts > 0, num_redundant_experts=num_redundant_experts,
             prefill_context_parallel_size=prefill_context_parallel_size,
             decode_context_parallel_size=decode_context_parallel_size,
+            tensor_parallel_layout=tensor_parallel_layout,
             experts=None if cached_experts is None else ExpertServing(cached_experts=cached_experts),
         ),
         gpu_memory_utilization, max_num_batched_tokens, max_num_seqs, block_size, max_model_len,
@@ -149,6 +151,8 @@ class _Request:
             weights = _stage_weights(model, placed, stage)
             graphs = 0 if self.eager else self._graphs(len(stage), tokens, seqs)
             activation = _peak_activation(model, placed, stage, -(-tokens // placed.pcp), seqs)
+            if placed.layout != "1d":  # as if every rank had all of the weights and its share of the tokens
+                activation = _peak_activation(model, replace(placed, tp=1), stage, -(-tokens // placed.tp), seqs)
             available = requested - weights - activation - non_torch - graphs
             block_bytes = layout.block_bytes(stage)
             blocks = available // block_bytes

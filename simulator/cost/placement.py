@@ -15,6 +15,7 @@ from simulator.model.weights import Linear, layer_linears
 All2All = Literal["allgather_reducescatter", "deepep_high_throughput", "deepep_low_latency"]
 ALLGATHER: All2All = "allgather_reducescatter"
 ContextLayout = Literal["striped", "contiguous"]
+TensorLayout = Literal["1d", "2d", "best"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Deployment:
 
     Context parallel sizes cut sequences and their KV, see ``cost/context_parallel.py``: over GPUs of their own for
     prefill, over tensor-parallel ranks for decode. ``context_parallel_masters``: prefill ranks that share the decoding
-    tokens; 0: each computes all of them.
+    tokens; 0: each computes all of them. ``tensor_parallel_layout``: see ``cost/tensor_cuts.py``.
     """
 
     tensor_parallel_size: int = 1
@@ -49,6 +50,7 @@ class Deployment:
     context_parallel_layout: ContextLayout = "striped"
     context_parallel_masters: int = 0
     experts: ExpertServing | None = None
+    tensor_parallel_layout: TensorLayout = "1d"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class Placed:
     striped: bool = True
     masters: int = 0
     experts: ExpertServing | None = None
+    layout: TensorLayout = "1d"
 
     @property
     def num_gpus(self) -> int:
@@ -132,6 +135,7 @@ def place(model: Model, gpu: Gpu, deployment: Deployment) -> Placed:
         spread = dp > 1 or deployment.enable_expert_parallel
         check_serving(model, deployment.experts, spread=spread, exchange=exchange)
     check_context_parallel(model, deployment)
+    check_layout(model, deployment)
     ranks = tp * pp * deployment.data_parallel_size * deployment.prefill_context_parallel_size
     if gpu.sliced_from and ranks > 1:
         raise HardwareError(
@@ -144,7 +148,7 @@ def place(model: Model, gpu: Gpu, deployment: Deployment) -> Placed:
         deployment.data_parallel_size, deployment.all2all_backend, deployment.expert_skew, deployment.enable_eplb,
         deployment.num_redundant_experts, deployment.prefill_context_parallel_size,
         deployment.decode_context_parallel_size, deployment.context_parallel_layout == "striped",
-        deployment.context_parallel_masters, deployment.experts,
+        deployment.context_parallel_masters, deployment.experts, deployment.tensor_parallel_layout,
     )  # fmt: skip
 
 
@@ -231,6 +235,20 @@ def check_context_parallel(model: Model, d: Deployment) -> None:
             f"decode_context_parallel_size {dcp} cannot divide among itself",
             where="decode_context_parallel_size",
             remedy=f"Set it to a divisor of {copies}, or use prefill_context_parallel_size.",
+        )
+
+
+def check_layout(model: Model, d: Deployment) -> None:
+    """Raises ModelError where tensor parallelism in two dimensions is not modelled."""
+    if d.tensor_parallel_layout == "1d":
+        return
+    dense = all(isinstance(x.attention, Attention) and x.mlp is not None and x.moe is None for x in model.layers)
+    if not dense or d.pipeline_parallel_size > 1 or d.data_parallel_size > 1:
+        raise ModelError(
+            f"tensor_parallel_layout {d.tensor_parallel_layout!r} is for dense models with softmax attention, on "
+            "tensor-parallel ranks alone",
+            where="tensor_parallel_layout",
+            remedy="Set tensor_parallel_layout: 1d.",
         )
 
 

@@ -18,6 +18,7 @@ from simulator.cost.overhead import EngineOverhead
 from simulator.cost.placement import Deployment, place, stage_sizes
 from simulator.cost.served_experts import ServedExperts
 from simulator.cost.shapes import AttentionShape, attention_shape
+from simulator.cost.tensor_cuts import best_cut, blocks_of_layer
 from simulator.model.architecture import Layer, Model
 from simulator.model.formats import weight_format
 from simulator.model.weights import format_of, vocab_rows
@@ -162,6 +163,8 @@ class OperatorCost:
 
     def _layer_entries(self, layer: Layer, tokens: int) -> list[Entry]:
         p, ops = self.placed, self.operators
+        if p.layout != "1d":
+            return self._cut_entries(layer, tokens)
         wide, row = p.dtype_bytes, self.model.hidden_size * p.dtype_bytes
         entries = [Entry("norm", 1, ops.elementwise(4.0 * layer.num_norms * tokens * row, layer.num_norms))]
         for linear in self._linears[layer]:
@@ -179,6 +182,25 @@ class OperatorCost:
             if scattered:
                 entries.append(Entry("all_gather", 1, ops.all_gather(tokens * row, p.tp)))
         return entries
+
+    def _cut_entries(self, layer: Layer, tokens: int) -> list[Entry]:
+        """As above in the layout that sends least (see ``tensor_cuts``); hidden states are spread over all ranks."""
+        p, ops, wide = self.placed, self.operators, self.placed.dtype_bytes
+        link = self.gpu.group_link(p.tp)
+        message = link.latency_s * link.bandwidth
+        row = self.model.hidden_size * wide / p.tp
+        entries = [Entry("norm", 1, ops.elementwise(4.0 * layer.num_norms * tokens * row, layer.num_norms))]
+        for role, block in blocks_of_layer(self.model, p, layer).items():
+            found = best_cut(block, tokens, wide, p.tp, p.layout, message)
+            for linear in self._linears[layer]:
+                if linear.role == role:
+                    fmt = format_of(linear, p.dtype, p.quantization)
+                    shape = -(-tokens // found.groups), linear.out_features * found.groups, linear.in_features
+                    entries.append(Entry(linear.name, 1, ops.gemm(*shape, fmt, wide)))
+            sent = ops.send(found.sent_bytes, link)
+            more = max(found.collectives - 1, 0) * link.latency_s
+            entries.append(Entry("collectives", 1, sent._replace(seconds=sent.seconds + more)))
+        return entries + self._elementwise_entries(layer, tokens)
 
     def _expert_entries(self, layer: Layer, tokens: int) -> list[Entry]:
         """With data parallelism as if every rank had as many tokens."""

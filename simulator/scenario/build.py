@@ -109,6 +109,7 @@ def build(scenario: Scenario) -> Setup:
                 engine.prefill_context_parallel_size,
                 engine.decode_context_parallel_size,
                 engine.context_parallel_layout,
+                tensor_parallel_layout=engine.tensor_parallel_layout,
                 experts=None if engine.experts is None else engine.experts.build(),
             ),
             overhead=engine_overhead(
@@ -315,6 +316,7 @@ def plan_memory(scenario: Scenario, args: EngineArgs, served: Model, card: Gpu) 
         num_redundant_experts=engine.num_redundant_experts,
         prefill_context_parallel_size=engine.prefill_context_parallel_size,
         decode_context_parallel_size=engine.decode_context_parallel_size,
+        tensor_parallel_layout=engine.tensor_parallel_layout,
         cached_experts=None if engine.experts is None else engine.experts.cached_experts,
     )
 

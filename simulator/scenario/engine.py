@@ -171,6 +171,9 @@ class EngineSpec:
     """Order of the waiting queue."""
     tensor_parallel_size: Positive = 1
     """GPUs that share each layer."""
+    tensor_parallel_layout: Literal["1d", "2d", "best"] = "1d"
+    """How dense layers are cut: 1d (rows or columns, as engines do), 2d (both), best (2d, or gathering weights where
+    that sends less)."""
     pipeline_parallel_size: Annotated[int, Field(strict=True, ge=1, le=15)] = 1
     """GPUs that share the layers in sequence; as many batches are in flight."""
     data_parallel_size: Annotated[int, Field(strict=True, ge=1, le=127)] = 1
