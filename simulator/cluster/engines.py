@@ -10,6 +10,7 @@ from simulator.core.random import streams
 from simulator.cost.step import OperatorCost
 from simulator.kv.pool import BlockPool
 from simulator.kv.prefix import PrefixCache
+from simulator.replica.adapting import AdaptedCost
 from simulator.replica.elastic import ElasticEngine
 from simulator.replica.engine import Engine, Observer
 from simulator.replica.pipeline import PipelineEngine
@@ -18,6 +19,7 @@ from simulator.replica.shared import Processor, SharedEngine
 from simulator.replica.steps import OnFinish
 from simulator.replica.wave import WaveEngine
 from simulator.scheduling import POLICIES, EngineState
+from simulator.scheduling.adapters import Adapters, AdapterState, LoraPlan, adapting
 from simulator.scheduling.args import Speculation
 from simulator.scheduling.elastic import ElasticPolicy
 from simulator.scheduling.holding import HoldingState
@@ -41,6 +43,8 @@ def build_engine(
 
     step_mode, sequential, observer: see ``Engine``. seed: of what is drawn per request.
     """
+    if group.lora is not None and trace.adapter is not None:
+        return _adapting_engine(group, trace, recorder, group.lora, step_mode, on_finish, observer)
     if group.args.speculation is not None:
         return _speculating_engine(group, trace, recorder, group.args.speculation, seed, on_finish, observer)
     args, cost = group.args, group.cost
@@ -86,6 +90,27 @@ def _speculating_engine(  # noqa: PLR0917 - of ``build_engine``
     state = SpeculativeState(args, plain.pool, acceptance, recorder.bursts, window=cost.sliding_window)
     state.hittable = plain.hittable
     return Engine(state, policy, cost, recorder, step_mode=True, on_finish=on_finish, observer=observer)
+
+
+def _adapting_engine(  # noqa: PLR0917 - of ``build_engine``
+    group: Group, trace: Trace, recorder: Recorder, lora: LoraPlan, step_mode: bool, on_finish: OnFinish | None,
+    observer: Observer | None,
+) -> Engine:  # fmt: skip
+    args = group.args
+    several = max(args.pipeline_parallel_size, args.data_parallel_size) > 1 or args.enable_eplb
+    others = (args.speculation, group.shares, group.tiers, group.holding)
+    if several or any(other is not None for other in others):
+        remedy = "Leave lora_config out, or speculation, pipelines, data-parallel ranks, shared GPUs and kv_tiers."
+        raise ScenarioError("adapters go with tensor parallelism and a plain KV cache alone.", remedy=remedy)
+    if args.policy != "vllm" or args.scheduling_policy != "fcfs":
+        raise ScenarioError("adapters take engine policy vllm, first come first served.", where="engine.policy")
+    plain = make_state(group, trace, grows=True)
+    assert trace.adapter is not None
+    adapters = Adapters(lora, trace.adapter.codes.tolist(), plain.pool)
+    state = AdapterState(args, plain.pool, adapters, window=group.cost.sliding_window)
+    state.hittable = plain.hittable
+    policy, cost = adapting(POLICIES.get(args.policy))(args), AdaptedCost(group.cost, adapters.batch)
+    return Engine(state, policy, cost, recorder, step_mode=step_mode, on_finish=on_finish, observer=observer)
 
 
 def make_state(group: Group, trace: Trace, *, grows: bool) -> EngineState:

@@ -11,9 +11,11 @@ from simulator.cluster.elastic import LifePlan
 from simulator.cluster.front import FrontPlan
 from simulator.cluster.transfers import KvBytes
 from simulator.cost.interface import StepCost
+from simulator.cost.power import PowerModel
 from simulator.hardware.topology import Topology
 from simulator.kv.tiers import TierSet
 from simulator.scheduling import POLICIES, EngineArgs, resolve
+from simulator.scheduling.adapters import LoraPlan
 from simulator.scheduling.holding import Holding
 
 Role = Literal["both", "prefill", "decode"]
@@ -31,10 +33,12 @@ class Group:
     watts: that a replica draws above idle while it computes, of 32 tokens a step; the same.
     model: label of the trace's ``model`` column that is served here; None: any.
     kv: size of a request's KV cache, where it may have to move.
+    power: of its GPUs, where somebody changes their clocks; ``cost`` is then that of the highest clock.
     gpu, num_gpus: what a replica runs on, for the records.
     tiers: slower places behind the prefix cache.
     shares: group on whose GPUs these replicas run too, the first on those of its first and so on; None: on their own.
     holding: KV blocks of a request where they are other than one per ``block_size`` tokens.
+    lora: adapters that requests may ask for; None: they cost nothing.
     """
 
     args: EngineArgs
@@ -50,9 +54,11 @@ class Group:
     kv: KvBytes | None = None
     gpu: str = ""
     num_gpus: int = 1
+    power: PowerModel | None = None
     tiers: TierSet | None = None
     shares: str | None = None
     holding: Holding | None = None
+    lora: LoraPlan | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "args", resolve(self.args))
@@ -142,11 +148,21 @@ class MigrationPlan:
 
 
 @dataclass(frozen=True)
+class ClocksPlan:
+    """A controller of GPU clocks by name, asked every ``interval_s``."""
+
+    policy: str
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
+    interval_s: float = 2.0
+
+
+@dataclass(frozen=True)
 class ClusterPlan:
     """Everything of a cluster but the requests.
 
     topology: of all replicas, in their order, where KV moves between them.
     life: None: the replicas of every group are there from the start to the end.
+    clocks: None: those of the GPUs stay as they are.
     """
 
     groups: tuple[Group, ...]
@@ -156,6 +172,7 @@ class ClusterPlan:
     topology: Topology | None = None
     admission: Admission | None = None
     life: LifePlan | None = None
+    clocks: ClocksPlan | None = None
     front: FrontPlan | None = None
 
     @property

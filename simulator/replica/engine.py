@@ -137,6 +137,16 @@ class Engine:
             return True
         return self._pending > 1 and self._cut(now)
 
+    def reprice(self) -> None:
+        """Between two steps, from ``at_next_step``: the prices of steps have changed."""
+        self._version = -1
+
+    def open_span(self) -> tuple[float, float, int] | None:
+        """(begin, end, decodes) of the span that no row has been written of yet; None: there is none."""
+        if self._row is None:
+            return None
+        return self._begin, self._end(self._steps_done + self._pending), self._row[1]
+
     def token_time(self, lane: int) -> float:
         """End of the last planned step that made decode tokens, s."""
         del lane  # there is one
@@ -236,7 +246,7 @@ class Engine:
             self._exact = [begin] if self._sequential else None
             # ``running`` still holds who ended with the step before, where that is not known yet.
             self._row = (context, batch, len(state.waiting), len(state.prefilling) + batch)
-        if self._step_mode or (state.releasing and (self.eager or state.waiting)):
+        if self._step_mode or (state.releasing and (self.eager or len(state.waiting))):
             run = 1
         else:
             run = state.longest_run()

@@ -33,8 +33,8 @@ class LoraAffinity(Router):
     ``max_loras`` different ones, then the others; within a class the fewest requests in flight. One with more than
     ``spill`` times the mean (and a request more than it) counts as the others.
     Why it helps: adapters stay where they are, instead of being loaded and evicted on every replica.
-    Limits: which adapters are loaded is inferred from what is in flight. Engines here do not price loading an adapter
-    or computing with it: what this router changes is who meets whom, not the time adapters take.
+    Limits: which adapters are loaded is inferred from what is in flight. Only with ``engine.lora_config`` does loading
+    an adapter, or computing with it, take time; without, this router changes who meets whom and nothing else.
     Reference: lora-affinity-scorer of kubernetes-sigs/gateway-api-inference-extension (its order of classes); Sheng et
     al., S-LoRA, MLSys 2024 (arXiv:2311.03285).
     """

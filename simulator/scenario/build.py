@@ -16,7 +16,7 @@ from simulator.cost.interface import StepCost
 from simulator.cost.memory import MemoryPlan, memory_plan
 from simulator.cost.other_kernels import OtherKernels
 from simulator.cost.placement import Deployment, Placed
-from simulator.cost.power import ClockedCost, PowerModel, PowerSetting, power_model
+from simulator.cost.power import ClockedCost, PowerModel, PowerProfile, PowerSetting, power_model
 from simulator.cost.speculative import Drafter, SpeculativeCost
 from simulator.cost.step import OperatorCost
 from simulator.hardware.gpu import Gpu, gpu
@@ -28,6 +28,8 @@ from simulator.model.compress import compressed
 from simulator.model.config import load_config
 from simulator.routing import ROUTERS
 from simulator.scenario import interconnect, sharing
+from simulator.scenario.adapters import build_lora
+from simulator.scenario.clocks import build_clocks
 from simulator.scenario.cluster import GroupSpec
 from simulator.scenario.config import Scenario, SloSpec
 from simulator.scenario.drafter import build_drafter
@@ -39,6 +41,7 @@ from simulator.scenario.load import at, within
 from simulator.scenario.transforms import transformed
 from simulator.scenario.workload import Workload
 from simulator.scheduling import POLICIES, EngineArgs, resolve
+from simulator.scheduling.adapters import LoraPlan
 from simulator.scheduling.holding import Holding
 from traces.formats import read_trace
 from traces.generate import Generators, generate, synthesize
@@ -62,6 +65,7 @@ class Setup:
     power: PowerModel
     tiers: TierSet | None = None  # slower places for KV
     drafter: Drafter | None = None  # who drafts; None: nobody
+    lora: LoraPlan | None = None  # adapters; None: they cost nothing
     holding: Holding | None = None  # KV blocks of a request where they are other than one per block_size tokens
     name: str = "replicas"  # of the group
     replicas: int = 1
@@ -129,6 +133,11 @@ def build(scenario: Scenario) -> Setup:
             drafter = build_drafter(engine.speculative_config, cost)
             given_blocks = engine.num_gpu_blocks_override is not None
             memory = beside(memory, drafter.weight_bytes, drafter.kv_bytes_per_token, given_blocks=given_blocks)
+    lora = None
+    if engine.lora_config is not None:
+        with at("engine.lora_config"):
+            given_blocks = engine.num_gpu_blocks_override is not None
+            lora, memory = build_lora(engine.lora_config, cost, memory, given_blocks=given_blocks)
     with at("hardware.clock"):
         power_model(card, PowerSetting(clock=scenario.hardware.clock))
     with at("hardware.power_cap_w"):
@@ -154,6 +163,7 @@ def build(scenario: Scenario) -> Setup:
         power=power,
         tiers=build_tiers(engine, args, served, memory, card),
         drafter=drafter,
+        lora=lora,
         holding=holding(spec.kv_compression and spec.kv_compression.build(), args, cost.placed),
     )
 
@@ -222,7 +232,7 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
     groups = tuple(
         Group(
             setup.args,
-            step_cost(setup),
+            step_cost(setup) if scenario.cluster.clocks is None else setup.cost,
             setup.num_gpu_blocks,
             setup.args.max_model_len,
             name=setup.name,
@@ -232,16 +242,18 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
             watts=(float(setup.power.watts(32)) - setup.power.idle_w) * setup.num_gpus,
             model=spec.serves,
             kv=interconnect.kv_bytes(setup.model, setup.cost.placed),
+            power=None if scenario.cluster.clocks is None else setup.power,
             gpu=setup.gpu.name,
             num_gpus=setup.num_gpus,
             tiers=setup.tiers,
             shares=spec.shares,
+            lora=setup.lora,
             holding=setup.holding,
         )
         for setup, spec, speed in zip(setups, specs, speeds, strict=True)
     )
     router, handover = scenario.cluster.router, scenario.cluster.disaggregated
-    kinds = [Kind(setup.name, setup.replicas, setup.args, setup.memory, setup.gpu) for setup in setups]
+    kinds = [Kind(s.name, s.replicas, s.args, s.memory, s.gpu, profile_of(s)) for s in setups]
     life = build_life(scenario.cluster, kinds, scenario.seed)
     ways, migration = None, scenario.cluster.migration
     if handover is not None or migration is not None:
@@ -263,6 +275,7 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
         topology=ways,
         admission=None if admission is None else admission.plan(None if slo is None else slo.ttft_s),
         life=life,
+        clocks=build_clocks(scenario.cluster.clocks, [setup.name for setup in setups], profile_of(setups[0])),
         front=front_plan(scenario.cluster.response_cache, scenario.cluster.retrieval_s),
     )
     interconnect.check(plan)
@@ -284,6 +297,11 @@ def step_cost(setup: Setup) -> StepCost:
             remedy="Leave power_cap_w and clock, or engine.speculative_config, out.",
         )
     return ClockedCost(setup.cost, setup.power)
+
+
+def profile_of(setup: Setup) -> PowerProfile:
+    """A replica as its controllers know it."""
+    return PowerProfile(setup.cost, setup.power, setup.num_gpus, setup.args.max_num_seqs)
 
 
 def work_per_s(setup: Setup) -> float:

@@ -11,6 +11,7 @@ from simulator.cost.expert_serving import ExpertServing
 from simulator.cost.other_kernels import KernelSpeed
 from simulator.kv.eviction import EVICTIONS
 from simulator.scenario.kv import KvCompressionSpec
+from simulator.scenario.lora import LoraSpec
 from simulator.scenario.spec import (
     Bool,
     Fraction,
@@ -244,6 +245,8 @@ class EngineSpec:
     """Share of the KV blocks kept free when requests are admitted."""
     async_scheduling: Bool | None = None
     """Schedule step N+1 while step N runs. null: as the policy does by default (vllm: true)."""
+    lora_config: LoraSpec | None = None
+    """LoRA adapters (docs/adapters.md)."""
     speculative_config: SpeculativeSpec | None = None
     """Speculative decoding (docs/speculation.md)."""
     options: dict[str, Bool | Int | Number | Str] = field(default_factory=dict)

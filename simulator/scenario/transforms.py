@@ -10,7 +10,7 @@ import numpy as np
 
 from simulator.core.random import Streams
 from simulator.scenario.workload import Transform
-from traces import models, programs, tenants, transforms
+from traces import adapters, models, programs, tenants, transforms
 from traces.trace import Trace
 
 Change = Callable[[Trace, Any, np.random.Generator], Trace]  # (trace, the field's value, random draws)
@@ -35,6 +35,9 @@ CHANGES: Mapping[str, Change] = {
     "map_reduce": lambda trace, given, _: programs.map_reduce(trace, **asdict(given)),
     "branches": lambda trace, given, rng: programs.branches(trace, rng, **asdict(given)),
     "tenants": lambda trace, asked, rng: tenants.with_tenants(trace, asked.count, rng, zipf=asked.zipf),
+    "adapters": lambda trace, asked, rng: adapters.with_adapters(
+        trace, asked.count, rng, zipf=asked.zipf, in_turn=asked.in_turn, merged=asked.merged
+    ),
     "cache_salt": lambda trace, by, _: tenants.salted(trace, by),
 }
 

@@ -147,6 +147,24 @@ class Branches:
 
 
 @spec
+class AdapterMix:
+    """Which adapter a request asks for."""
+
+    count: Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
+    """Adapters."""
+    zipf: NonNegativeNumber = 0.0
+    """Their popularity: rank to the power of minus this."""
+    in_turn: Bool = False
+    """One after the other instead of drawn."""
+    merged: Bool = False
+    """They ask for a model of that name too, for groups of replicas that serve a merged copy (`serves`)."""
+
+    def __post_init__(self) -> None:
+        if self.in_turn and self.zipf:
+            raise ValueError("adapters in turn are all alike; leave 'zipf' out.")
+
+
+@spec
 class Transform:
     """One change of the trace. Exactly one field is set; transforms apply in the order they are listed."""
 
@@ -180,6 +198,8 @@ class Transform:
     """Each request becomes several lines of thought over its prompt."""
     tenants: Annotated[Tenants, Shorthand("count", number=True)] | None = None
     """Draw tenants. A plain number is how many."""
+    adapters: Annotated[AdapterMix, Shorthand("count", number=True)] | None = None
+    """Draw adapters. A plain number is how many."""
     cache_salt: Literal["tenant", "session"] | None = None
     """Requests hit the prefix cache's blocks of their own tenant (or conversation) only, as with vLLM's cache_salt."""
 

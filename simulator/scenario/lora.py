@@ -1,0 +1,33 @@
+"""The ``engine.lora_config`` fields."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from simulator.scenario.spec import Bool, Positive, spec
+
+Module = Literal["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+
+
+@spec
+class LoraSpec:
+    """LoRA adapters of the requests, under vLLM's names. Without it they cost nothing."""
+
+    max_loras: Positive | None = None
+    """Different adapters in a batch; vLLM's default is 1. null, with `unified_paging`: as many as fit."""
+    max_lora_rank: Annotated[int, Field(strict=True, ge=1, le=512)] = 16
+    """Rank that the slots of adapters are made for."""
+    ranks: tuple[Annotated[int, Field(strict=True, ge=1, le=512)], ...] = ()
+    """Ranks of the trace's adapters, in order and repeated; empty: all have `max_lora_rank`."""
+    target_modules: tuple[Module, ...] = ()
+    """Matrices adapted; empty: all of attention and MLP."""
+    unified_paging: Bool = False
+    """Adapters take KV blocks while they are used and are fetched ahead (S-LoRA), instead of `max_loras` slots."""
+
+    def __post_init__(self) -> None:
+        if self.max_loras is None and not self.unified_paging:
+            raise ValueError("give max_loras, or unified_paging: true.")
+        if any(rank > self.max_lora_rank for rank in self.ranks):
+            raise ValueError(f"ranks exceed max_lora_rank = {self.max_lora_rank}.")
