@@ -192,11 +192,12 @@ class OperatorCost:
         entries = [Entry("norm", 1, ops.elementwise(4.0 * layer.num_norms * tokens * row, layer.num_norms))]
         for role, block in blocks_of_layer(self.model, p, layer).items():
             found = best_cut(block, tokens, wide, p.tp, p.layout, message)
-            for linear in self._linears[layer]:
-                if linear.role == role:
-                    fmt = format_of(linear, p.dtype, p.quantization)
-                    shape = -(-tokens // found.groups), linear.out_features * found.groups, linear.in_features
-                    entries.append(Entry(linear.name, 1, ops.gemm(*shape, fmt, wide)))
+            inner = p.tp // found.groups  # ranks that share the inner columns, however they share the width
+            shapes = (-(-block.inner_out // inner), block.width), (block.width, -(-block.inner_in // inner))
+            linears = [x for x in self._linears[layer] if x.role == role and not x.absorbed]
+            for linear, (n, k) in zip(linears, shapes, strict=True):
+                fmt = format_of(linear, p.dtype, p.quantization)
+                entries.append(Entry(linear.name, 1, ops.gemm(-(-tokens // found.groups), n, k, fmt, wide)))
             sent = ops.send(found.sent_bytes, link)
             more = max(found.collectives - 1, 0) * link.latency_s
             entries.append(Entry("collectives", 1, sent._replace(seconds=sent.seconds + more)))
