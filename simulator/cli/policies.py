@@ -14,10 +14,10 @@ def policies(as_json: AsJson = False) -> None:
     from simulator.faults import FAULTS
     from simulator.kv.eviction import EVICTIONS
     from simulator.routing import ROUTERS
-    from simulator.scaling import SCALERS
+    from simulator.scaling import CONTROLLERS, SCALERS
     from simulator.scheduling import POLICIES
 
-    registries: tuple[Registry[Any], ...] = (POLICIES, ROUTERS, SCALERS, FAULTS, EVICTIONS)
+    registries: tuple[Registry[Any], ...] = (POLICIES, ROUTERS, SCALERS, CONTROLLERS, FAULTS, EVICTIONS)
     rows = [
         {"kind": registry.kind, "name": name, "": first_line(entry)}
         for registry in registries

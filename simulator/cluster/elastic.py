@@ -17,6 +17,7 @@ class GroupLife:
     max_replicas: alive at once, starting and draining ones included: the GPUs there are for it.
     initial: ready when the simulation starts.
     warm_start_s: of a start on a node that has loaded the weights before; None: no node keeps them.
+    scaling: name and options of an autoscaler of its own; None: that of all groups.
     network_bytes_per_s: of a replica, for the KV of requests that move away from it.
     """
 
@@ -26,6 +27,7 @@ class GroupLife:
     cold_start_s: float = 0.0
     warm_start_s: float | None = None
     network_bytes_per_s: float = 0.0
+    scaling: tuple[str, Mapping[str, OptionValue]] | None = None
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from simulator.cluster.clocks import Clocks
 from simulator.cluster.dispatcher import Finished
 from simulator.cluster.failures import Failures
 from simulator.cluster.lifecycle import Lifecycle
 from simulator.cluster.migration import Migration
 from simulator.cluster.replication import Replication
 from simulator.cluster.rescue import Rescue
-from simulator.cluster.scaler import Autoscaler, Door
+from simulator.cluster.scaler import Autoscaler
 from simulator.cluster.transfers import joined
+from simulator.cluster.watch import Door, Mortal, Watch
 from simulator.core.random import Streams
 from simulator.replica.records import TransferRecords
 from simulator.scheduling.request import Request
@@ -28,8 +30,10 @@ class Population:
         streams: Streams,
         *,
         migration: Migration | None,
+        clocks: Clocks | None,
     ) -> None:
-        """doors: of arrivals, and of requests to be decoded elsewhere. deliver: who takes arrivals."""
+        """doors: of arrivals, and of requests to be decoded elsewhere. deliver: who takes arrivals. clocks: who changes
+        those of the GPUs."""
         self._deliver = deliver
         plan = lifecycle.plan
         if migration is not None:
@@ -45,13 +49,16 @@ class Population:
         self._scaler = None
         self.deliver: Finished = deliver
         if plan.scaling is not None:
-            self._scaler = Autoscaler(lifecycle, plan.scaling, doors)
+            watch = Watch(Mortal(lifecycle), doors, len(lifecycle.groups))
+            self._scaler = Autoscaler(lifecycle, plan.scaling, watch)
+            if clocks is not None:
+                watch.clocks = clocks.ordered
             self._scaler.begin()
             self.deliver = self._seen
 
     def _seen(self, request: Request, now: float) -> None:
         assert self._scaler is not None
-        self._scaler.saw(request)
+        self._scaler.watch.saw(request)
         self._deliver(request, now)
 
     def transfers(self) -> TransferRecords | None:

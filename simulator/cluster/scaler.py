@@ -1,44 +1,39 @@
-"""An autoscaler on the clock: shows it the cluster every interval, and does what it says."""
+"""Autoscalers on the clock: shown the cluster every interval, and done as they say."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-from simulator.cluster.candidates import Candidates
 from simulator.cluster.clock import TRANSFER
-from simulator.cluster.dispatcher import Dispatcher
-from simulator.cluster.elastic import ScalingPlan
-from simulator.cluster.life import State
+from simulator.cluster.elastic import OptionValue, ScalingPlan
 from simulator.cluster.lifecycle import Lifecycle
-from simulator.cluster.migration import freeness
+from simulator.cluster.watch import Watch, facts
 from simulator.core.errors import PolicyError
-from simulator.scaling import SCALERS, GroupFacts, GroupView, Scaler, Surroundings, View
-from simulator.scheduling.request import Request
-
-
-@dataclass(frozen=True, slots=True)
-class Door:
-    """Where requests wait for a replica: who could serve them, and their router."""
-
-    candidates: Candidates
-    dispatcher: Dispatcher
+from simulator.scaling import SCALERS, Scaler, Surroundings, View
 
 
 class Autoscaler:
-    """Asks a scaling policy every ``interval_s``."""
+    """Asks every ``interval_s`` the policy of all groups, and those of groups that have one of their own."""
 
-    def __init__(self, lifecycle: Lifecycle, plan: ScalingPlan, doors: Sequence[Door]) -> None:
-        self._lifecycle = lifecycle
-        self._plan = plan
-        self._doors = doors
-        groups = lifecycle.groups
-        facts = tuple(
-            GroupFacts(g.name, n.min_replicas, n.max_replicas, n.initial, n.cold_start_s, g.args.max_num_seqs)
-            for g, n in zip(groups, lifecycle.plan.groups, strict=True)
-        )
-        self._policy: Scaler = SCALERS.get(plan.policy)(Surroundings(facts, plan.interval_s), plan.options)
-        self._arrivals = [0] * len(groups)
+    def __init__(self, lifecycle: Lifecycle, plan: ScalingPlan, watch: Watch) -> None:
+        self._lifecycle, self._plan, self.watch = lifecycle, plan, watch
+        lives = lifecycle.plan.groups
+        known = [
+            facts(group, life.min_replicas, life.max_replicas, life.initial, life.cold_start_s)
+            for group, life in zip(lifecycle.groups, lives, strict=True)
+        ]
+        self._policies: list[tuple[str, Scaler, list[int]]] = []  # (name, policy, its groups)
+
+        def add(name: str, options: Mapping[str, OptionValue], groups: list[int]) -> None:
+            around = Surroundings(tuple(known[g] for g in groups), plan.interval_s)
+            self._policies.append((name, SCALERS.get(name)(around, options), groups))
+
+        shared = [g for g, life in enumerate(lives) if life.scaling is None]
+        if shared:
+            add(plan.policy, plan.options, shared)
+        for g, life in enumerate(lives):
+            if life.scaling is not None:
+                add(*life.scaling, [g])
         self._ticks = 0
 
     def begin(self) -> None:
@@ -46,59 +41,21 @@ class Autoscaler:
         at = self._ticks * self._plan.interval_s
         self._lifecycle.clock.at(at, TRANSFER, lambda _: self._tick(at))
 
-    def saw(self, request: Request) -> None:
-        """A request has arrived."""
-        for group in {_first(door.candidates.kind(request.row)) for door in self._doors}:
-            self._arrivals[group] += 1
-
     def _tick(self, now: float) -> None:
-        lifecycle = self._lifecycle
-        if lifecycle.over:
+        if self._lifecycle.over:
             return
-        desired = list(self._policy.desired(self._view(now)))
-        if len(desired) != len(lifecycle.groups) or not all(isinstance(n, int) and n >= 0 for n in desired):
-            names = ", ".join(group.name for group in lifecycle.groups)
-            raise PolicyError(
-                f"autoscaler {self._plan.policy!r} wants {desired} replicas.",
-                remedy=f"It must answer with one whole number, 0 or more, per group ({names}).",
-            )
-        for group, wanted in enumerate(desired):
-            lifecycle.set_target(group, wanted, now)
+        view = self.watch.look(now)
+        wanted = {g: n for name, policy, groups in self._policies for g, n in self._ask(name, policy, groups, view)}
+        for group, replicas in sorted(wanted.items()):
+            self._lifecycle.set_target(group, replicas, now)
         self.begin()
 
-    def _view(self, now: float) -> View:
-        at_the_door = [0] * len(self._arrivals)
-        for door in self._doors:
-            for kind, waiting in door.dispatcher.door.lines().items():
-                at_the_door[_first(kind)] += waiting
-        views = tuple(self._group_view(group, at_the_door[group], now) for group in range(len(at_the_door)))
-        self._arrivals = [0] * len(self._arrivals)
-        return View(now, views)
-
-    def _group_view(self, group: int, waiting: int, now: float) -> GroupView:
-        lifecycle = self._lifecycle
-        ready = lifecycle.places.alive(group, State.READY)
-        running, usage, free = 0, 0.0, 0.0
-        for life in ready:
-            engine = life.replica.engine
-            engine.settle(now)
-            waiting += len(engine.state.waiting) + lifecycle.ways.waiting(life)
-            running += len(engine.state.running)
-            usage += 1.0 - engine.state.pool.free / engine.state.pool.num_blocks
-            free += freeness(engine.state)
-        return GroupView(
-            target=lifecycle.target[group],
-            ready=len(ready),
-            starting=len(lifecycle.places.alive(group, State.STARTING)),
-            draining=len(lifecycle.places.alive(group, State.DRAINING)),
-            waiting=waiting,
-            running=running,
-            kv_usage=usage / len(ready) if ready else 0.0,
-            freeness=free / len(ready) if ready else 0.0,
-            arrivals=self._arrivals[group],
-        )
-
-
-def _first(kind: int) -> int:
-    """The first group that could serve a kind of request: it counts what waits for any."""
-    return (kind & -kind).bit_length() - 1
+    def _ask(self, name: str, policy: Scaler, groups: list[int], view: View) -> list[tuple[int, int]]:
+        desired = list(policy.desired(View(view.now, tuple(view.groups[g] for g in groups))))
+        if len(desired) != len(groups) or not all(isinstance(n, int) and n >= 0 for n in desired):
+            names = ", ".join(self._lifecycle.groups[g].name for g in groups)
+            raise PolicyError(
+                f"autoscaler {name!r} wants {desired} replicas.",
+                remedy=f"It must answer with one whole number, 0 or more, per group ({names}).",
+            )
+        return list(zip(groups, desired, strict=True))

@@ -14,6 +14,7 @@ from simulator.cluster.arrivals import Arrivals, Progress
 from simulator.cluster.cache_events import CacheEvents
 from simulator.cluster.candidates import Candidates
 from simulator.cluster.clock import Clock
+from simulator.cluster.clocks import Clocks
 from simulator.cluster.disaggregation import Disaggregation
 from simulator.cluster.dispatcher import Dispatcher, Finished
 from simulator.cluster.elastic import LifePlan
@@ -30,11 +31,11 @@ from simulator.cluster.ranks import cache_events, check_ranks
 from simulator.cluster.replica import Replica
 from simulator.cluster.replication import copied_bytes
 from simulator.cluster.roles import unserved
-from simulator.cluster.scaler import Door
 from simulator.cluster.sharing import shared_processors
 from simulator.cluster.slicing import Slicing
 from simulator.cluster.tiers import Tiers
 from simulator.cluster.transfers import Moved, Turnstile, joined
+from simulator.cluster.watch import Door, Fixed, Mortal
 from simulator.cluster.ways import Direct
 from simulator.core.random import streams
 from simulator.cost.interface import StepCost
@@ -99,6 +100,9 @@ class Simulation:
         both = cluster.life is not None and (cluster.migration is not None or cluster.disaggregation is not None)
         self._turnstile = Turnstile(self.clock) if both else None  # one for all who act on the engines
         pass_on = self._feedback()
+        self.clocks: Clocks | None = None  # who changes those of the GPUs
+        if cluster.clocks is not None:
+            self.clocks = Clocks(cluster, self.clock, self.columns, endless=options.get("horizon_s") is not None)
         self.replicas: list[Replica] = []
         self._events: list[CacheEvents] = []
         self._tiers = Tiers(trace, groups)
@@ -152,7 +156,8 @@ class Simulation:
             )
             if self.lifecycle is None
             else self.lifecycle.records(),
-            events=tuple(event for by in (self.lifecycle, self.moves) if by is not None for event in by.events),
+            events=tuple(e for by in (self.lifecycle, self.moves, self.clocks) if by is not None for e in by.events),
+            clocks=None if self.clocks is None else self.clocks.records(),
             attempts={} if self.lifecycle is None else dict(self.lifecycle.attempts),
             tiers=self._tiers.records(),
             tier_load_s=self._tiers.load_s,
@@ -174,7 +179,7 @@ class Simulation:
 
     def _end(self, busy_until: float) -> float:
         """When the last thing happened; what may still befall replicas without work is not waited for."""
-        if self.lifecycle is None and not isinstance(self.moves, Migration):
+        if self.lifecycle is None and self.clocks is None and not isinstance(self.moves, Migration):
             return max(busy_until, float(self.clock.now))
         arrived = self.arrivals.arrival[np.isfinite(self.arrivals.arrival)]
         return max(busy_until, float(arrived.max(initial=0.0)))
@@ -210,11 +215,12 @@ class Simulation:
             finished_on = slicing.finished_on
         self._reads_queues = bool(dispatcher.needs & Needs.QUEUED_TOKENS)
         self._reads_metrics = self._reads_queues or bool(dispatcher.needs & Needs.METRICS)
+        doors = [Door(candidates, dispatcher)]
+        if apart is not None and handed_to is not None:
+            doors.append(Door(handed_to, apart.decode))
         if cluster.life is not None:
-            doors = [Door(candidates, dispatcher)]
-            if apart is not None and handed_to is not None:
-                doors.append(Door(handed_to, apart.decode))
             self._come_and_go(cluster.life, doors, apart, pass_on)
+            self._control_clocks(doors)
             return
         for index in range(len(self._member)):
             self._add_replica(index, finished_on(index), watched=dispatcher.watched, eager=dispatcher.eager)
@@ -229,6 +235,17 @@ class Simulation:
             slicing.connect(self.replicas)
         if apart is not None:
             self.deliver = apart.deliver
+        self._control_clocks(doors)
+
+    def _control_clocks(self, doors: Sequence[Door]) -> None:
+        """Let somebody change those of the GPUs, if anybody should."""
+        if self.clocks is None:
+            return
+        if self.lifecycle is None:
+            self.clocks.begin(Fixed(self.replicas, self._member, len(self.cluster.groups)), doors)
+        else:
+            self.clocks.begin(Mortal(self.lifecycle), doors)
+        self.deliver = self.clocks.seeing(self.deliver)
 
     def _come_and_go(
         self, life: LifePlan, doors: Sequence[Door], apart: Disaggregation | None, pass_on: Finished | None
@@ -262,6 +279,7 @@ class Simulation:
             dispatcher.deliver if apart is None else apart.deliver,
             streams(self._options.get("seed", 0)),
             migration=self.moves if isinstance(self.moves, Migration) else None,
+            clocks=self.clocks,
         )
         self.deliver = self._population.deliver
 
@@ -275,6 +293,8 @@ class Simulation:
         """watched: it has events of its own; None: if somebody waits for finishes. eager: see ``Engine``."""
         index = len(self.replicas)
         group = self.cluster.groups[self._member[slot]]
+        if self.clocks is not None:
+            group = self.clocks.group(index, group)
         observer = self._options.get("observer")
         engine = build_engine(
             group,
@@ -292,6 +312,8 @@ class Simulation:
             engine.eager = eager or observer is not None
         seen = on_finish is not None if watched is None else watched
         self.replicas.append(Replica(index, group, self.clock, engine, self.columns.replica, watched=seen, place=slot))
+        if self.clocks is not None:
+            self.clocks.add(self.replicas[-1], self._member[slot], float(self.clock.now))
 
     def _feedback(self) -> Finished | None:
         """Who is told when a request has ended."""

@@ -71,7 +71,7 @@ class PowerModel:
         return self.idle_w + (self.tdp_w - self.idle_w) * (still + (self.activity(tokens) - still) * clock**2)
 
     def clock(self, tokens: Any) -> Any:
-        """Share of the maximum clock at which steps of so many tokens run."""
+        """Share of the maximum clock at which steps of so many tokens run, where nobody locks it at less."""
         cap = self.setting.cap_w
         if cap is None:
             return np.full(np.shape(tokens), self.setting.clock)
@@ -79,9 +79,9 @@ class PowerModel:
         room = ((cap - self.idle_w) / (self.tdp_w - self.idle_w) - still) / (self.activity(tokens) - still)
         return np.minimum(np.sqrt(np.clip(room, MIN_CLOCK**2, None)), self.setting.clock)
 
-    def watts(self, tokens: Any) -> Any:
-        """Power while steps of so many tokens run, per GPU."""
-        return self._at(tokens, self.clock(tokens))
+    def watts(self, tokens: Any, lock: Any = 1.0) -> Any:
+        """Power while steps of so many tokens run, per GPU. lock: share of the maximum clock set from outside."""
+        return self._at(tokens, np.minimum(self.clock(tokens), lock))
 
 
 def power_model(gpu: Gpu, setting: PowerSetting | None = None) -> PowerModel:
@@ -116,12 +116,18 @@ class ClockedCost:
         self._power = power
         self.sliding_window = inner.sliding_window
         self.uneven = bool(getattr(inner, "uneven", False))
+        self._lock = 1.0
         self._factors: dict[int, tuple[float, float]] = {}  # tokens -> slowdown of memory-bound, of compute-bound time
+
+    def lock(self, clock: float) -> None:
+        """Steps that are priced from now on run at no more than this share of the maximum clock."""
+        self._lock = clock
+        self._factors = {}
 
     def _factor(self, tokens: int) -> tuple[float, float]:
         known = self._factors.get(tokens)
         if known is None:
-            stretch = 1.0 / float(self._power.clock(tokens)) - 1.0
+            stretch = 1.0 / min(float(self._power.clock(tokens)), self._lock) - 1.0
             known = self._factors[tokens] = (1.0 + COMPUTE_SHARE_OF_DECODE * stretch, 1.0 + stretch)
         return known
 
@@ -155,3 +161,29 @@ class ClockedCost:
         memory, compute = self._factor(tokens)
         filled = sqrt(min(tokens / self._power.ridge_tokens, 1.0))
         return seconds * (memory + (compute - memory) * filled)
+
+
+class PowerProfile:
+    """Step times and power of a replica at any clock, for controllers that have profiled it."""
+
+    def __init__(self, inner: StepCost, power: PowerModel, num_gpus: int, max_num_seqs: int) -> None:
+        self._cost, self._power, self._num_gpus = ClockedCost(inner, power), power, num_gpus
+        self.max_num_seqs = max_num_seqs
+        self.idle_w = power.idle_w * num_gpus
+
+    def decode_s(self, batch: int, context_tokens: int, clock: float) -> float:
+        """A step in which ``batch`` requests make a token each, s."""
+        self._cost.lock(clock)
+        window = self._cost.sliding_window
+        windowed = 0 if window is None else min(context_tokens, batch * window)
+        longest = -(-context_tokens // batch)
+        return self._cost.decode(batch, context_tokens, windowed, 0, longest, batch * longest * longest).first
+
+    def prompt_s(self, tokens: int, clock: float) -> float:
+        """A step that computes one prompt of so many tokens, s."""
+        self._cost.lock(clock)
+        return self._cost.mixed(0, 0, 0, [(tokens, 0)], 1, 0, 0)
+
+    def watts(self, tokens: int, clock: float) -> float:
+        """Of all its GPUs while a step of so many tokens runs."""
+        return float(self._power.watts(tokens, clock)) * self._num_gpus

@@ -20,6 +20,7 @@ from simulator.replica.records import SimulationRecords
 
 HOUR_S = 3600.0
 J_PER_KWH = 3.6e6
+TELEMETRY_S = 2.0  # how often a row's power is read (POLCA)
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,65 @@ def summarize_energy(records: SimulationRecords, plan: EnergyPlan, window: tuple
 
 def step_watts(records: SimulationRecords, models: Sequence[tuple[PowerModel, int]]) -> Floats:
     """Power of a replica while each row's steps run, (rows,). Every pipeline stage is busy as long as the last one."""
-    steps = records.steps
+    steps, locks = records.steps, step_locks(records)
     watts = np.zeros(len(steps.start))
     kinds = {id(model): (model, count) for model, count in models}
     kind = np.array([id(model) for model, _ in models])[steps.replica] if len(watts) else np.zeros(0, dtype=np.int64)
     for key, (model, count) in kinds.items():
         mine = kind == key
         tokens = model.decode_tokens(steps.num_decodes[mine]) + steps.prefill_tokens[mine]
-        watts[mine] = np.asarray(model.watts(tokens)) * count
+        watts[mine] = np.asarray(model.watts(tokens, locks[mine])) * count
     return watts
+
+
+def step_locks(records: SimulationRecords) -> Floats:
+    """Share of the maximum clock at which a controller had locked each row's replica, (rows,); 1: it had not."""
+    steps = records.steps
+    locks = np.ones(len(steps.start))
+    for replica, changes in _clocks_by_replica(records).items():
+        low, high = np.searchsorted(steps.replica, [replica, replica + 1])  # rows of a replica are together
+        last = np.searchsorted(changes[:, 0], steps.start[low:high], side="right")
+        locks[low:high] = np.concatenate([[1.0], changes[:, 1]])[last]
+    return locks
+
+
+def _clocks_by_replica(records: SimulationRecords) -> dict[int, Floats]:
+    """(time, clock) of every change, in order of time."""
+    found: dict[int, list[tuple[float, float]]] = {}
+    for change in records.clocks or ():
+        found.setdefault(change.replica, []).append((change.time, change.clock))
+    return {replica: np.array(changes) for replica, changes in found.items()}
+
+
+def summarize_clocks(
+    records: SimulationRecords, plan: EnergyPlan, window: tuple[float, float]
+) -> dict[str, Any] | None:
+    """What a controller of clocks did; None where there was none. Means over the time that replicas were held."""
+    if records.clocks is None:
+        return None
+    low, high = window
+    clock_s: dict[str, float] = {}
+    locked_s: dict[str, float] = {}
+    held_s: dict[str, float] = {}
+    changes = _clocks_by_replica(records)
+    for index, (replica, held) in enumerate(zip(records.replicas, lifetimes(records, low, high).tolist(), strict=True)):
+        own = changes.get(index, np.zeros((0, 2)))
+        first, last = max(replica.started, low), min(replica.stopped, high)
+        edges = np.clip(np.concatenate([[first], own[:, 0], [last]]), first, max(first, last))
+        clocks, seconds = np.concatenate([[1.0], own[:, 1]]), np.diff(edges)
+        name = replica.group
+        clock_s[name] = clock_s.get(name, 0.0) + float((clocks * seconds).sum())
+        locked_s[name] = locked_s.get(name, 0.0) + float(seconds[clocks < 1.0].sum())
+        held_s[name] = held_s.get(name, 0.0) + held
+    kinds = [event.kind for event in records.events]
+    edges = _edges(window, TELEMETRY_S)
+    return {
+        "orders": kinds.count("clock") + kinds.count("brake"),
+        "brakes": kinds.count("brake"),
+        "mean_clock_by_group": {name: clock_s[name] / held if held else None for name, held in held_s.items()},
+        "locked_share_by_group": {name: locked_s[name] / held if held else None for name, held in held_s.items()},
+        "peak_2s_w": float(np.max(power_over_time(records, plan, edges), initial=0.0)) if len(edges) > 1 else None,
+    }
 
 
 def power_over_time(records: SimulationRecords, plan: EnergyPlan, edges: Floats) -> Floats:
@@ -144,7 +195,7 @@ def _carbon(plan: EnergyPlan, edges: Floats, joules: Floats, finished: int) -> d
 def summarize_scaling(records: SimulationRecords, window: tuple[float, float]) -> dict[str, Any] | None:
     """What replicas that came and went saved and cost; None where none did."""
     stayed = all(np.isinf(replica.stopped) for replica in records.replicas)
-    if stayed and all(event.kind == "role" for event in records.events):
+    if stayed and all(event.kind in {"role", "clock", "brake"} for event in records.events):
         return None
     low, high = window
     held = lifetimes(records, low, high)

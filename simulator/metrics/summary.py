@@ -10,7 +10,7 @@ import numpy as np
 
 from simulator.core.errors import UserError
 from simulator.metrics.analysis import Analysis, analyse
-from simulator.metrics.energy import EnergyPlan, summarize_energy, summarize_scaling
+from simulator.metrics.energy import EnergyPlan, summarize_clocks, summarize_energy, summarize_scaling
 from simulator.metrics.fleet import lifetimes, summarize_fleet
 from simulator.metrics.little import littles_law
 from simulator.metrics.load import waiting_over_time
@@ -104,6 +104,8 @@ def summarize(
         summary["response_cache"] = _plain(_answered(records, found, arrived))
     if records.step_tokens is not None:
         summary["speculation"] = {"mean_acceptance_length_run": float(records.step_tokens.tokens.mean())}
+    if energy is not None and records.clocks is not None:
+        summary["clocks"] = _plain(summarize_clocks(records, energy, span))
     if records.rejections:  # the cluster has rules for admission, or a router's queue
         summary["rejections_run"] = dict(records.rejections)
     return summary

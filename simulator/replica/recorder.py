@@ -160,6 +160,13 @@ class Recorder:
             kept.append(array("d", buffer))
             buffer.clear()
 
+    def rows_after(self, spans: int, mixed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Rows of SPAN and of MIXED but for the first ``spans`` and ``mixed``, while the simulation runs."""
+        return (
+            _rows_after(self.spans, self.span_buffer, len(SPAN), spans),
+            _rows_after(self.mixed, self.mixed_buffer, len(MIXED), mixed),
+        )
+
     def steps(self) -> tuple[StepRecords, NDArray[np.int64]]:
         """Rows in order of time, and what was added to the token steps of each lane. Hands them over: call it once."""
         self.flush()
@@ -199,6 +206,16 @@ class Recorder:
             preempted=count("preempted"),
         )
         return rows, bases
+
+
+def _rows_after(kept: list[array[float]], buffer: list[float], width: int, first: int) -> NDArray[np.float64]:
+    skip = first * width
+    parts = []
+    for numbers in (*kept, buffer):
+        if skip < len(numbers):
+            parts.append(np.asarray(numbers[skip:], dtype=np.float64))
+        skip = max(skip - len(numbers), 0)
+    return np.concatenate(parts).reshape(-1, width) if parts else np.zeros((0, width))
 
 
 def _first_token_steps(

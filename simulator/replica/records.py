@@ -137,6 +137,15 @@ class StepTokens:
 
 
 @dataclass(frozen=True, slots=True)
+class ClockChange:
+    """From ``time`` on the steps of a replica run at this share of the maximum core clock, or at less if so built."""
+
+    time: float  # s
+    replica: int
+    clock: float
+
+
+@dataclass(frozen=True, slots=True)
 class SimulationRecords:
     requests: RequestRecords
     steps: StepRecords
@@ -152,6 +161,7 @@ class SimulationRecords:
     tiers: tuple[TierRecord, ...] = ()
     tier_load_s: float = 0.0  # what loading from tiers added to steps, over all replicas
     events: tuple[ClusterEvent, ...] = ()
+    clocks: tuple[ClockChange, ...] | None = None  # by time; None: nobody changes clocks while the simulation runs
     attempts: Mapping[int, int] = field(default_factory=dict)  # rows that faults lost -> how often
     rejections: Mapping[str, int] = field(default_factory=dict)  # reason -> requests turned away by the cluster's rules
     prefill_replica: Ints | None = None  # (requests,) where the prompt was computed; None: on ``replica``

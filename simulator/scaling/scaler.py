@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from simulator.core.registry import Registry
+from simulator.scaling.profile import Profile
 
 OptionValue = bool | int | float | str
 
@@ -21,6 +22,7 @@ class GroupFacts:
     initial: int
     cold_start_s: float
     max_num_seqs: int
+    profile: Profile | None = None  # None: nobody has measured it, as nobody asks
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,10 @@ class GroupView:
     kv_usage: float  # mean over ready replicas, 0 to 1; 0 without any
     arrivals: int  # requests that came for this group since the last look
     freeness: float = 0.0  # tokens that every running request could still make, mean over ready replicas
+    prompt_tokens: int = 0  # of the requests that came since the last look
+    context_tokens: int = 0  # in the KV caches of the running requests
+    clock: float = 1.0  # share of the maximum at which its GPUs are locked, or will be
+    watts: float = 0.0  # of all its replicas, mean since the last look; known to clock controllers
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,14 +29,13 @@ from simulator.model.config import load_config
 from simulator.routing import ROUTERS
 from simulator.scenario import interconnect, sharing
 from simulator.scenario.adapters import build_lora
-from simulator.scenario.clocks import build_clocks
 from simulator.scenario.cluster import GroupSpec
 from simulator.scenario.config import Scenario, SloSpec
 from simulator.scenario.drafter import build_drafter
 from simulator.scenario.engine import EngineSpec, ModelSpec
 from simulator.scenario.front import front_plan
 from simulator.scenario.kv import check_holding, holding, without_prefixes
-from simulator.scenario.life import Kind, build_life
+from simulator.scenario.life import Kind, build_clocks, build_life
 from simulator.scenario.load import at, within
 from simulator.scenario.transforms import transformed
 from simulator.scenario.workload import Workload

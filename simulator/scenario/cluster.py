@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from simulator.scenario.admission import AdmissionSpec
+from simulator.scenario.clocks import ClocksSpec
 from simulator.scenario.engine import EngineSpec, HardwareSpec, ModelSpec
 from simulator.scenario.front import ResponseCacheSpec
-from simulator.scenario.lifecycle import ColdStartSpec, FaultSpec, KvReplicationSpec, ScalingSpec
+from simulator.scenario.lifecycle import ColdStartSpec, FaultSpec, GroupScalingSpec, KvReplicationSpec, ScalingSpec
 from simulator.scenario.network import DisaggregationSpec, MigrationSpec, NetworkSpec
 from simulator.scenario.spec import (
     Bool,
@@ -54,6 +55,8 @@ class GroupSpec:
     """Fewest that scaling leaves; null: those of `cluster.scaling`."""
     max_replicas: Positive | None = None
     """Most that scaling starts; null: those of `cluster.scaling`."""
+    scaling: GroupScalingSpec | None = None
+    """Autoscaler of this group alone; null: that of `cluster.scaling`."""
     role: Literal["both", "prefill", "decode"] = "both"
     """What of a request is computed here: its prompt, its output tokens after the first, or both."""
     model: Annotated[ModelSpec, Shorthand("name")] | None = None
@@ -100,6 +103,8 @@ class ClusterSpec:
     """Failures and reclaims of spot instances."""
     kv_replication: KvReplicationSpec | None = None
     """KV is copied to the host memory of other machines as it is computed; null: it is not."""
+    clocks: ClocksSpec | None = None
+    """Who changes the GPUs' clocks while the simulation runs; null: they stay as `hardware` says."""
     cold_start: ColdStartSpec | None = None
     """How long a replica takes to start, with scaling or faults; null: the defaults."""
 
@@ -121,8 +126,9 @@ class ClusterSpec:
             raise ValueError("'kv_replication' is not modelled together with disaggregation or migration.")
         if self.cold_start is not None and self.scaling is None and not self.faults:
             raise ValueError("'cold_start' needs 'scaling' or 'faults': without them no replica starts.")
-        if self.scaling is None and any(g.min_replicas is not None or g.max_replicas is not None for g in self.groups):
-            raise ValueError("'min_replicas' and 'max_replicas' of a group need 'scaling'.")
+        own = (limit for g in self.groups for limit in (g.min_replicas, g.max_replicas, g.scaling))
+        if self.scaling is None and any(limit is not None for limit in own):
+            raise ValueError("'min_replicas', 'max_replicas' and 'scaling' of a group need 'scaling' of the cluster.")
         names = [group.name for group in self.groups]
         if len(set(names)) < len(names):
             raise ValueError(f"group names must differ: {', '.join(names)}.")

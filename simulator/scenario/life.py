@@ -1,4 +1,4 @@
-"""Replicas that come and go, built from a scenario: limits, cold starts, an autoscaler, faults."""
+"""Replicas that come and go, built from a scenario: limits, cold starts, autoscalers, faults, who sets clocks."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
-from simulator.cluster.elastic import FaultPlan, GroupLife, LifePlan, ScalingPlan
+from simulator.cluster.elastic import FaultPlan, GroupLife, LifePlan, OptionValue, ScalingPlan
+from simulator.cluster.plan import ClocksPlan
 from simulator.core.errors import ScenarioError
 from simulator.core.random import streams
 from simulator.cost.memory import MemoryPlan
+from simulator.cost.power import PowerProfile
 from simulator.faults import FAULTS
 from simulator.faults import Surroundings as FaultSurroundings
 from simulator.hardware.gpu import Gpu
-from simulator.scaling import SCALERS, GroupFacts, Surroundings
+from simulator.scaling import CONTROLLERS, SCALERS, GroupFacts, Surroundings
+from simulator.scenario.clocks import ClocksSpec
 from simulator.scenario.cluster import ClusterSpec, GroupSpec
 from simulator.scenario.lifecycle import ColdStartSpec
 from simulator.scenario.load import at
@@ -68,6 +71,7 @@ class Kind:
     args: EngineArgs
     memory: MemoryPlan
     gpu: Gpu
+    profile: PowerProfile
 
 
 def build_life(spec: ClusterSpec, kinds: Sequence[Kind], seed: int) -> LifePlan | None:
@@ -83,13 +87,22 @@ def build_life(spec: ClusterSpec, kinds: Sequence[Kind], seed: int) -> LifePlan 
         timeout = inf if chosen.drain_timeout_s is None else chosen.drain_timeout_s
         scaling = ScalingPlan(chosen.policy, chosen.options, chosen.interval_s, chosen.drain, timeout)
         facts = tuple(
-            GroupFacts(kind.name, n.min_replicas, n.max_replicas, n.initial, n.cold_start_s, kind.args.max_num_seqs)
+            GroupFacts(
+                kind.name,
+                n.min_replicas,
+                n.max_replicas,
+                n.initial,
+                n.cold_start_s,
+                kind.args.max_num_seqs,
+                kind.profile if spec.clocks is not None else None,
+            )
             for kind, n in zip(kinds, lives, strict=True)
         )
-        with at("cluster.scaling.policy"):
-            policy = SCALERS.get(chosen.policy)
-        with at("cluster.scaling.options"):
-            policy(Surroundings(facts, chosen.interval_s), chosen.options)  # it refuses options that it does not know
+        _try(chosen.policy, chosen.options, Surroundings(facts, chosen.interval_s), "cluster.scaling")
+        for index, (group, fact) in enumerate(zip(own, facts, strict=True)):
+            if group.scaling is not None:
+                alone = Surroundings((fact,), chosen.interval_s)
+                _try(group.scaling.policy, group.scaling.options, alone, f"cluster.groups.{index}.scaling")
     around = FaultSurroundings(tuple(kind.name for kind in kinds), streams(seed).stream)
     faults = []
     for index, fault in enumerate(spec.faults):
@@ -100,6 +113,26 @@ def build_life(spec: ClusterSpec, kinds: Sequence[Kind], seed: int) -> LifePlan 
         faults.append(FaultPlan(fault.policy, fault.options, fault.detection_s, fault.recovery, fault.max_attempts))
     copies = None if spec.kv_replication is None else spec.kv_replication.interval_tokens
     return LifePlan(lives, scaling, tuple(faults), copies_every_tokens=copies)
+
+
+def build_clocks(spec: ClocksSpec | None, names: Sequence[str], profile: PowerProfile) -> ClocksPlan | None:
+    """names: of the groups; profile: of any. Raises UserErrors whose ``where`` names the field."""
+    if spec is None:
+        return None
+    with at("cluster.clocks.policy"):
+        policy = CONTROLLERS.get(spec.policy)
+    facts = tuple(GroupFacts(name, 1, 1, 1, 0.0, profile.max_num_seqs, profile) for name in names)
+    with at("cluster.clocks.options"):
+        policy(Surroundings(facts, spec.interval_s), spec.options)  # it refuses options that it does not know
+    return ClocksPlan(spec.policy, spec.options, spec.interval_s)
+
+
+def _try(name: str, options: Mapping[str, OptionValue], around: Surroundings, where: str) -> None:
+    """Refuse an unknown autoscaler, or options that it does not know."""
+    with at(f"{where}.policy"):
+        policy = SCALERS.get(name)
+    with at(f"{where}.options"):
+        policy(around, options)
 
 
 def _group_life(spec: ClusterSpec, group: GroupSpec, kind: Kind, start: ColdStartSpec) -> GroupLife:
@@ -123,4 +156,5 @@ def _group_life(spec: ClusterSpec, group: GroupSpec, kind: Kind, start: ColdStar
         cold_start(start, kind.memory, kind.gpu).total_s,
         warm,
         kind.gpu.network.bandwidth * kind.memory.num_gpus,
+        None if group.scaling is None else (group.scaling.policy, group.scaling.options),
     )

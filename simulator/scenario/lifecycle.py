@@ -60,11 +60,22 @@ class ColdStartSpec:
 
 
 @spec
+class GroupScalingSpec:
+    """An autoscaler of one group; the other fields are those of `cluster.scaling`."""
+
+    policy: Name
+    """Autoscaler: a registered name or package.module:Class."""
+    options: dict[str, Bool | Int | Number | Str] = field(default_factory=dict)
+    """The autoscaler's own options; a wrong name or value is answered with the right ones."""
+
+
+@spec
 class ScalingSpec:
     """Autoscaling: so many replicas as the load needs."""
 
     policy: Name
-    """Autoscaler: a registered name (queue, utilization, kv-usage, predictive, scheduled) or package.module:Class."""
+    """Autoscaler: a registered name (queue, utilization, kv-usage, freeness, predictive, scheduled, energy) or
+    package.module:Class."""
     options: dict[str, Bool | Int | Number | Str] = field(default_factory=dict)
     """The autoscaler's own options; a wrong name or value is answered with the right ones."""
     interval_s: PositiveSeconds = 15.0
