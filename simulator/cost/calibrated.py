@@ -24,6 +24,7 @@ from simulator.cost.laws import (
     latent_prefill_points,
     prefill_points,
 )
+from simulator.cost.offload import OffloadedCost
 from simulator.cost.operators import Bound, ChunkSeconds, Curve, Operators, Price
 from simulator.cost.other_kernels import KernelSpeed, OtherKernels
 from simulator.cost.overhead import EngineOverhead
@@ -358,4 +359,5 @@ def cost_model(
     if speed is not None and not speed.as_measured:
         operators = OtherKernels(operators, speed)
     cut = deployment.prefill_context_parallel_size * deployment.decode_context_parallel_size > 1
-    return (ContextParallelCost if cut else OperatorCost)(model, operators, deployment, overhead)
+    kind = OffloadedCost if deployment.offload is not None else ContextParallelCost if cut else OperatorCost
+    return kind(model, operators, deployment, overhead)

@@ -9,11 +9,13 @@ from simulator.core.errors import HardwareError, ModelError, UserError
 from simulator.core.units import format_bytes
 from simulator.cost.defaults import batch_defaults, engine_overhead
 from simulator.cost.expert_serving import ExpertServing
+from simulator.cost.hosted import Offload
 from simulator.cost.kv_layout import KvLayout, kv_layout
 from simulator.cost.placement import Deployment, Placed, TensorLayout, place, stage_sizes
-from simulator.cost.shapes import kv_bytes_per_token_layer
+from simulator.cost.shapes import attention_shape, kv_bytes_per_token_layer
 from simulator.hardware.gpu import Gpu
 from simulator.model.architecture import LatentAttention, Layer, Model
+from simulator.model.kv_compression import WIDE_BYTES
 from simulator.model.weights import Linear, format_of, layer_weight_bytes, linear_bytes, vocab_rows
 
 MIB = 1024**2
@@ -98,6 +100,7 @@ def memory_plan(
     decode_context_parallel_size: int = 1,
     tensor_parallel_layout: TensorLayout = "1d",
     cached_experts: float | None = None,
+    offload: Offload | None = None,
 ) -> MemoryPlan:
     """Memory of a deployment, as vLLM 0.33 finds it (``gpu_worker.determine_available_memory``); of each rank, and the
     KV cache of each, with ``data_parallel_size``. With context parallel sizes a request's KV, and a step's prompt
@@ -116,6 +119,7 @@ def memory_plan(
             decode_context_parallel_size=decode_context_parallel_size,
             tensor_parallel_layout=tensor_parallel_layout,
             experts=None if cached_experts is None else ExpertServing(cached_experts=cached_experts),
+            offload=offload,
         ),
         gpu_memory_utilization, max_num_batched_tokens, max_num_seqs, block_size, max_model_len,
         num_gpu_blocks_override, async_scheduling, enforce_eager,
@@ -155,7 +159,10 @@ class _Request:
                 activation = _peak_activation(model, replace(placed, tp=1), stage, -(-tokens // placed.tp), seqs)
             available = requested - weights - activation - non_torch - graphs
             block_bytes = layout.block_bytes(stage)
-            blocks = available // block_bytes
+            if placed.offload is None:
+                blocks = available // block_bytes
+            else:
+                blocks, weights = self._offloaded(placed, placed.offload, available, weights, block_bytes)
             if best is None or blocks < best[0]:
                 best = (blocks, weights, activation, graphs, block_bytes)
         assert best is not None
@@ -163,6 +170,8 @@ class _Request:
         if blocks <= 0:
             self._too_small(weights + activation + non_torch + graphs - requested, weights)
         blocks = blocks if self.override is None else self.override
+        if placed.offload is not None:
+            block_bytes = round(block_bytes * placed.offload.kv_on_gpu(_index_share(model, placed)))
         beside = weights + activation + non_torch + graphs
         if beside + blocks * block_bytes > gpu.memory_bytes:
             raise HardwareError(
@@ -181,6 +190,23 @@ class _Request:
             kv_bytes_per_token(model, placed.tp, placed.kv_dtype), int(concurrency * max_model_len), max_model_len,
             concurrency, layout,
         )  # fmt: skip
+
+    def _offloaded(
+        self, placed: Placed, offload: Offload, available: int, weights: int, block_bytes: int
+    ) -> tuple[int, int]:
+        """(KV blocks, weights in GPU memory) where some of both lie on the host. available: beside all the weights."""
+        layer_bytes = sum(
+            layer_weight_bytes(self.model, layer, placed.tp, placed.dtype, placed.quantization)
+            for layer in self.model.layers
+        )
+        saved = round(offload.weights_saved(layer_bytes, self.model.num_layers))
+        index = _index_share(self.model, placed)
+        on_gpu, room = block_bytes * offload.kv_on_gpu(index), available + saved
+        elsewhere = offload.blocks(block_bytes * placed.tp, layer_bytes * placed.tp, index)
+        blocks = int(room // on_gpu) if on_gpu else elsewhere
+        if elsewhere is not None and blocks is not None and room > 0:
+            blocks = min(blocks, elsewhere)
+        return blocks if blocks is not None and room > 0 else 0, weights - saved
 
     def _check_arguments(self) -> None:
         if not 0 < self.utilization <= 1:
@@ -278,6 +304,15 @@ class _Trial(_Request):
 
     def _remedy(self, max_model_len: int = 0) -> str:
         return ""
+
+
+def _index_share(model: Model, p: Placed) -> float:
+    """Of the bytes of a compressed KV cache, those of an index that stays in GPU memory."""
+    shape = attention_shape(model.layers[0].attention, p.tp, p.kv_dtype, p.dtype_bytes)
+    if shape.kv is None or not shape.kv.index:
+        return 0.0
+    index = WIDE_BYTES * shape.kv.index * 2 * shape.kv_heads * shape.head_dim
+    return index / (index + shape.bytes_per_context)
 
 
 def _stages(model: Model, pp: int) -> list[range]:

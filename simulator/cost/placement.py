@@ -7,6 +7,7 @@ from typing import Literal
 
 from simulator.core.errors import HardwareError, ModelError
 from simulator.cost.expert_serving import ExpertServing, check_serving
+from simulator.cost.hosted import Offload, check_offload
 from simulator.hardware.gpu import Gpu
 from simulator.model.architecture import Attention, Layer, LinearAttention, Model
 from simulator.model.formats import Quantization, weight_format
@@ -51,6 +52,7 @@ class Deployment:
     context_parallel_masters: int = 0
     experts: ExpertServing | None = None
     tensor_parallel_layout: TensorLayout = "1d"
+    offload: Offload | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class Placed:
     masters: int = 0
     experts: ExpertServing | None = None
     layout: TensorLayout = "1d"
+    offload: Offload | None = None
 
     @property
     def num_gpus(self) -> int:
@@ -137,6 +140,8 @@ def place(model: Model, gpu: Gpu, deployment: Deployment) -> Placed:
     check_context_parallel(model, deployment)
     check_layout(model, deployment)
     ranks = tp * pp * deployment.data_parallel_size * deployment.prefill_context_parallel_size
+    if deployment.offload is not None:
+        check_offload(model, deployment.offload, ranks=ranks * deployment.decode_context_parallel_size, tp=tp)
     if gpu.sliced_from and ranks > 1:
         raise HardwareError(
             f"MIG slices have no links to each other, and {ranks} of {gpu.name} would need them",
@@ -149,6 +154,7 @@ def place(model: Model, gpu: Gpu, deployment: Deployment) -> Placed:
         deployment.num_redundant_experts, deployment.prefill_context_parallel_size,
         deployment.decode_context_parallel_size, deployment.context_parallel_layout == "striped",
         deployment.context_parallel_masters, deployment.experts, deployment.tensor_parallel_layout,
+        deployment.offload,
     )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ class KvCompression:
     reads in full to find out which; it stays in the GPU's memory. stored_layers: share of layers with KV of their own.
     dequant_ops: instructions of the ordinary cores per element that a decode reads.
     kernels: launches per layer and step beside attention; one that runs every k steps counts as 1/k.
-    rewrite: share of the cache that every step copies: engines that grow it by joining tensors (Hugging Face's) copy all.
+    rewrite: share of the cache that every step copies; engines that grow it by joining tensors copy all of it.
     """
 
     bits: float | None = None

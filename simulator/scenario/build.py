@@ -12,6 +12,7 @@ from simulator.cost.beside import beside
 from simulator.cost.calibrated import Calibrated, cost_model
 from simulator.cost.calibration import Calibration, choose
 from simulator.cost.defaults import NEWEST, batch_defaults, engine_overhead
+from simulator.cost.hosted import Offload
 from simulator.cost.interface import StepCost
 from simulator.cost.memory import MemoryPlan, memory_plan
 from simulator.cost.other_kernels import OtherKernels
@@ -26,6 +27,7 @@ from simulator.model.architecture import Model
 from simulator.model.catalogue import model
 from simulator.model.compress import compressed
 from simulator.model.config import load_config
+from simulator.model.kv_compression import KvCompression
 from simulator.routing import ROUTERS
 from simulator.scenario import interconnect, sharing
 from simulator.scenario.adapters import build_lora
@@ -34,6 +36,7 @@ from simulator.scenario.config import Scenario, SloSpec
 from simulator.scenario.drafter import build_drafter
 from simulator.scenario.engine import EngineSpec, ModelSpec
 from simulator.scenario.front import front_plan
+from simulator.scenario.hosted import build_offload
 from simulator.scenario.kv import check_holding, holding, without_prefixes
 from simulator.scenario.life import Kind, build_clocks, build_life
 from simulator.scenario.load import at, within
@@ -92,7 +95,8 @@ def build(scenario: Scenario) -> Setup:
     with at("hardware.calibration"):
         calibration = choose(scenario.hardware.calibration, card)
     with at("model"):
-        memory = plan_memory(scenario, args, served, card)
+        offload = build_offload(scenario, served, card)
+        memory = plan_memory(scenario, args, served, card, offload)
         cost = cost_model(
             served,
             card,
@@ -114,6 +118,7 @@ def build(scenario: Scenario) -> Setup:
                 engine.context_parallel_layout,
                 tensor_parallel_layout=engine.tensor_parallel_layout,
                 experts=None if engine.experts is None else engine.experts.build(),
+                offload=offload,
             ),
             overhead=engine_overhead(
                 card,
@@ -163,7 +168,7 @@ def build(scenario: Scenario) -> Setup:
         tiers=build_tiers(engine, args, served, memory, card),
         drafter=drafter,
         lora=lora,
-        holding=holding(spec.kv_compression and spec.kv_compression.build(), args, cost.placed),
+        holding=holding(smaller_kv(spec), args, cost.placed),
     )
 
 
@@ -309,7 +314,9 @@ def work_per_s(setup: Setup) -> float:
     return setup.args.data_parallel_size / setup.cost.mixed(32, 32_000, windowed, [(512, 0)], 33)
 
 
-def plan_memory(scenario: Scenario, args: EngineArgs, served: Model, card: Gpu) -> MemoryPlan:
+def plan_memory(
+    scenario: Scenario, args: EngineArgs, served: Model, card: Gpu, offload: Offload | None = None
+) -> MemoryPlan:
     """Where the GPU's memory goes. Raises HardwareError when the model does not fit, with what would."""
     spec, engine = scenario.model, scenario.engine
     return memory_plan(
@@ -335,6 +342,7 @@ def plan_memory(scenario: Scenario, args: EngineArgs, served: Model, card: Gpu) 
         decode_context_parallel_size=engine.decode_context_parallel_size,
         tensor_parallel_layout=engine.tensor_parallel_layout,
         cached_experts=None if engine.experts is None else engine.experts.cached_experts,
+        offload=offload,
     )
 
 
@@ -361,8 +369,7 @@ def engine_args(scenario: Scenario, served: Model, card: Gpu) -> EngineArgs:
         given["max_num_seqs"] = defaults.max_num_seqs
     if spec.max_num_batched_tokens is None:
         given["max_num_batched_tokens"] = defaults.max_num_batched_tokens
-    smaller = scenario.model.kv_compression
-    given["enable_prefix_caching"] = without_prefixes(smaller and smaller.build(), spec.enable_prefix_caching)
+    given["enable_prefix_caching"] = without_prefixes(smaller_kv(scenario.model), spec.enable_prefix_caching)
     return EngineArgs(**given)
 
 
@@ -373,10 +380,15 @@ def build_model(spec: ModelSpec) -> Model:
     else:
         with at("model.name"):
             found = model(str(spec.name))
-    if spec.kv_compression is None:
+    smaller = smaller_kv(spec)
+    if smaller is None:
         return found
     with at("model.kv_compression"):
-        return compressed(found, spec.kv_compression.build())
+        return compressed(found, smaller)
+
+
+def smaller_kv(spec: ModelSpec) -> KvCompression | None:
+    return None if spec.kv_compression is None else spec.kv_compression.build()
 
 
 def build_slo(spec: SloSpec | None) -> Slo | None:

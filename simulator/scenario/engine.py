@@ -12,6 +12,7 @@ from simulator.cost.other_kernels import KernelSpeed
 from simulator.kv.eviction import EVICTIONS
 from simulator.scenario.kv import KvCompressionSpec
 from simulator.scenario.lora import LoraSpec
+from simulator.scenario.offload import OffloadSpec
 from simulator.scenario.spec import (
     Bool,
     Fraction,
@@ -86,6 +87,8 @@ class HardwareSpec:
     """Where kernel times come from: auto (the GPU's shipped calibration, else the data sheet), roofline, or a file."""
     kernel_speed: KernelSpeedSpec | None = None
     """Other kernels than those of the calibration; null: as they were measured."""
+    host: Name | None = None
+    """Server around the GPUs (`simulator/hardware/hosts.yaml`), where an engine offloads to its memory, CPU or disk."""
     price_per_gpu_hour: NonNegativeNumber | None = None
     """USD for one GPU for an hour; null: the catalogue's dated price, where it has one."""
     power_cap_w: PositiveNumber | None = None
@@ -203,6 +206,10 @@ class EngineSpec:
     """Copies of experts per layer that EPLB may place beside the model's own."""
     eplb_step_interval: Positive = 3000
     """Steps from one placement of the experts to the next; moving their weights takes time."""
+    cpu_offload_gb: NonNegativeNumber = 0.0
+    """GiB of weights per GPU that stay in the host's memory and are read over PCIe in every step."""
+    offload: OffloadSpec | None = None
+    """Weights and KV in the host's memory or on its disk, in full."""
     experts: ExpertsSpec | None = None
     """Experts in host memory, padded, or placed by affinity; null: in GPU memory, with exact dispatch."""
     enforce_eager: Bool = False

@@ -112,4 +112,6 @@ class HoldingState(EngineState):
         if self._taking and scheduled:  # blocks the policy has taken for this step
             computed = request.offset + self.token_steps if request.decoding else request.computed
             self.pool.give_back(self.blocks_of(computed + scheduled) - self.blocks_of(computed))
-        return super().detach(request, step, scheduled)
+        waits = super().detach(request, step, scheduled)
+        request.reserved = 0  # one whose last token was on its way is released again when that arrives
+        return waits
