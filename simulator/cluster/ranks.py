@@ -81,6 +81,8 @@ def _check_instances(cluster: ClusterPlan, group: Group) -> None:
     found = [what for name, what in MOVERS.items() if getattr(cluster, name) is not None]
     found += ["shares"] if group.shares is not None else []
     found += ["KV tiers"] if group.tiers is not None else []
+    found += ["adapters"] if group.lora is not None else []
+    found += ["bounded KV"] if group.holding is not None else []
     found += ["hardware.power_cap_w and hardware.clock"] if not isinstance(group.cost, OperatorCost) else []
     if found:
         raise ScenarioError(
