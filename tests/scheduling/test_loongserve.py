@@ -111,6 +111,24 @@ def test_looking_at_it_changes_nothing(some: list[tuple[float, int, int]], looks
         np.testing.assert_array_equal(getattr(again.requests, name), getattr(records.requests, name))
 
 
+@pytest.mark.parametrize("users", [None, 3])
+def test_a_horizon_stops_it_in_the_middle(users: int | None) -> None:
+    """With prompts, decodes and a queue under way; finishes that somebody waits for come when they happen."""
+    rng = np.random.default_rng(3)
+    trace = Trace(np.cumsum(rng.exponential(0.05, 60)), rng.integers(1, 30_000, 60), rng.integers(1, 60, 60))
+    blocks = 120_000 // ARGS.block_size + 1
+    whole, cut = (
+        Simulation(trace, single(ARGS, cost(), blocks), closed_loop_users=users, horizon_s=horizon)
+        for horizon in (None, 3.21)
+    )
+    all_of_it, part = whole.run(), cut.run()
+    check(part, trace, cut.replicas[0].engine.state, drained=False)
+    check(all_of_it, trace, whole.replicas[0].engine.state)
+    done = np.isfinite(part.requests.finish)
+    assert 0 < done.sum() < 60
+    np.testing.assert_array_equal(part.requests.finish[done], all_of_it.requests.finish[done])
+
+
 def view(prices: dict[int, tuple[float, float, float]], capacity: int = 10**6) -> Instances:
     def price(size: int, tokens: int, squares: int) -> float:
         a, b, c = prices[size]
