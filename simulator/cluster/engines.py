@@ -110,7 +110,9 @@ def _adapting_engine(  # noqa: PLR0917 - of ``build_engine``
     state = AdapterState(args, plain.pool, adapters, window=group.cost.sliding_window)
     state.hittable = plain.hittable
     policy, cost = adapting(POLICIES.get(args.policy))(args), AdaptedCost(group.cost, adapters.batch)
-    return Engine(state, policy, cost, recorder, step_mode=step_mode, on_finish=on_finish, observer=observer)
+    engine = Engine(state, policy, cost, recorder, step_mode=step_mode, on_finish=on_finish, observer=observer)
+    engine.eager |= lora.merge is not None  # who has ended counts when an adapter is chosen
+    return engine
 
 
 def make_state(group: Group, trace: Trace, *, grows: bool) -> EngineState:

@@ -37,6 +37,15 @@ class LoraPrice:
         """Of an adapter of rank 1 on each GPU."""
         return ELEMENT * sum(count * (rows + columns) for count, rows, columns in self._shapes)
 
+    @property
+    def merge_s(self) -> float:
+        """Seconds to add an adapter to the weights, or to take it out: they are read and written once."""
+        size = 2.0 * self._wide
+        return sum(
+            count * self._operators.elementwise(size * rows * columns, 1).seconds
+            for count, rows, columns in self._shapes
+        )
+
     def __call__(self, tokens: int, ranks: int) -> float:
         found = self._known.get((tokens, ranks))
         if found is None:

@@ -10,7 +10,7 @@ from simulator.cost.lora import LoraPrice
 from simulator.cost.memory import MemoryPlan
 from simulator.cost.step import OperatorCost
 from simulator.scenario.lora import LoraSpec
-from simulator.scheduling.adapters import LoraPlan
+from simulator.scheduling.adapters import LoraPlan, MergePlan
 
 
 def build_lora(
@@ -25,7 +25,10 @@ def build_lora(
         assert config.max_loras is not None
         slots = config.max_loras * config.max_lora_rank * size
         memory = beside(memory, slots, 0.0, given_blocks=given_blocks)
-        return LoraPlan(ranks, config.max_loras, load_s, 0.0, price), memory
+        merge = None
+        if config.merge_share is not None:
+            merge = MergePlan(config.merge_share, config.merge_credit, price.merge_s)
+        return LoraPlan(ranks, config.max_loras, load_s, 0.0, price, merge), memory
     blocks = size / memory.block_bytes
     needed = ceil(memory.max_model_len / memory.block_size) + ceil(max(ranks) * blocks)
     if needed > memory.num_gpu_blocks - 1:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from simulator.scenario.spec import Bool, Positive, spec
+from simulator.scenario.spec import Bool, NonNegative, Positive, spec
 
 Module = Literal["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 
@@ -26,8 +26,15 @@ class LoraSpec:
     unified_paging: Bool = False
     """Adapters take KV blocks while they are used and are fetched ahead (S-LoRA), instead of `max_loras` slots."""
 
+    merge_share: Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)] | None = None
+    """Merge an adapter into the weights when this share of the requests waiting and running asks for it (dLoRA)."""
+    merge_credit: NonNegative = 64
+    """Requests with a merged adapter that may pass others before it is taken out again."""
+
     def __post_init__(self) -> None:
         if self.max_loras is None and not self.unified_paging:
             raise ValueError("give max_loras, or unified_paging: true.")
         if any(rank > self.max_lora_rank for rank in self.ranks):
             raise ValueError(f"ranks exceed max_lora_rank = {self.max_lora_rank}.")
+        if self.merge_share is not None and self.unified_paging:
+            raise ValueError("adapters are merged from slots; leave unified_paging or merge_share out.")

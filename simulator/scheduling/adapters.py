@@ -7,8 +7,14 @@ their slot is needed, the least recently used goes first.
 *Pages* (S-LoRA's unified paging): adapters take KV blocks while they are used. Requests are admitted in order; adapters
 of the next ones are fetched while the batch computes, and given back when nobody runs or waits with them.
 
+*Merged* (dLoRA, with slots): an adapter that most requests ask for is added to the weights, so that computing with it
+costs nothing; nobody else runs meanwhile. Requests that others pass while they wait gain credit; when it is spent, the
+adapter is taken out again and those who waited come first.
+
 Reference: Sheng et al., S-LoRA, MLSys 2024 (arXiv:2311.03285), sections 5 and 4.1; vLLM 0.33, ``config/lora.py`` and
-``v1/core/sched/scheduler.py`` (a request that would exceed ``max_loras`` is skipped).
+``v1/core/sched/scheduler.py`` (a request that would exceed ``max_loras`` is skipped); Wu et al., dLoRA, OSDI 2024,
+section 4: there credits are taken from adapters that starve others, and running requests pause for a merge; here
+credits count requests that were passed, and running requests end first.
 """
 
 from __future__ import annotations
@@ -34,6 +40,19 @@ NONE = -1  # code of a request for the model as it is
 
 
 @dataclass(frozen=True, slots=True)
+class MergePlan:
+    """When an adapter is merged into the weights.
+
+    share: of the requests waiting and running that must ask for it; it is taken out below half of that. credit:
+    requests that may pass others meanwhile. seconds: that merging takes, or taking out.
+    """
+
+    share: float
+    credit: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class LoraPlan:
     """Adapters of an engine.
 
@@ -48,6 +67,7 @@ class LoraPlan:
     load_s: float
     blocks: float
     seconds: Callable[[int, int], float]
+    merge: MergePlan | None = None
 
     @property
     def paged(self) -> bool:
@@ -65,13 +85,14 @@ class LoraPlan:
 class Batch:
     """The adapters that a step computes with, for its price."""
 
-    __slots__ = ("_chunks", "_decodes", "_plan", "_ranks", "tokens")
+    __slots__ = ("_chunks", "_decodes", "_plan", "_ranks", "merged", "tokens")
 
     def __init__(self, plan: LoraPlan) -> None:
         self._plan = plan
         self._decodes: Counter[int] = Counter()  # adapter -> decoding requests
         self._ranks = 0  # sum over those adapters
         self.tokens = 0  # decoding requests with an adapter
+        self.merged = False  # the one adapter there is is part of the weights
         self._chunks: Counter[int] = Counter()  # adapter -> prompt tokens of the step that is planned
 
     def join(self, adapter: int) -> None:
@@ -92,7 +113,7 @@ class Batch:
 
     def decode_s(self) -> float:
         """What adapters add to a step of decodes."""
-        return self._plan.seconds(self.tokens, self._ranks) if self.tokens else 0.0
+        return self._plan.seconds(self.tokens, self._ranks) if self.tokens and not self.merged else 0.0
 
     def mixed_s(self, *, decodes: bool) -> float:
         """The same for the step planned last, with its chunks."""
@@ -102,7 +123,7 @@ class Batch:
             if not decodes or adapter not in self._decodes:
                 ranks += self._plan.rank(adapter)
         self._chunks.clear()
-        return self._plan.seconds(tokens, ranks) if tokens else 0.0
+        return self._plan.seconds(tokens, ranks) if tokens and not self.merged else 0.0
 
 
 class Adapters:
@@ -115,17 +136,23 @@ class Adapters:
         self._codes = codes
         self._pool = pool
         self.users: Counter[int] = Counter()  # adapter -> running requests
+        self.plain = 0  # running requests without one
         self.loaded: dict[int, None] = {}  # least recently used first; being fetched included
         self.ready: dict[int, float] = {}  # of those being fetched: when they are there, s
         self.kept: set[int] = set()  # paged: of the next requests, seen when the last step was planned
         self._link_free = 0.0  # s, when the link to the host is
         self.waited_s = 0.0  # that the step being planned waits for adapters
+        self.chosen: int | None = None  # the one that is merged, or will be when the others have ended
+        self.passed = 0  # requests that passed others since it was chosen
+        self.owed = 0  # requests to admit in order before another one is chosen
 
     def of(self, request: Request) -> int:
         return self._codes[request.row]
 
     def admissible(self, adapter: int) -> bool:
         """Whether a request with it could run in the next step, as far as adapters go."""
+        if self.chosen is not None and adapter != self.chosen:
+            return False
         if adapter == NONE:
             return True
         if self.plan.paged:
@@ -135,6 +162,7 @@ class Adapters:
     def use(self, adapter: int) -> None:
         """A request with it runs from now on."""
         if adapter == NONE:
+            self.plain += 1
             return
         self.users[adapter] += 1
         if not self.plan.paged and adapter not in self.loaded:
@@ -147,12 +175,35 @@ class Adapters:
     def done(self, adapter: int) -> None:
         """A request with it runs no longer."""
         if adapter == NONE:
+            self.plain -= 1
             return
         self.users[adapter] -= 1
         if not self.users[adapter]:
             del self.users[adapter]
             if self.plan.paged and adapter not in self.kept:
                 self.drop(adapter)
+
+    def choose(self, plan: MergePlan, waiting: Counter[int]) -> int:
+        """Take an adapter out, merge one, both, or leave all as it is; how often the weights change now. What it
+        decides holds until requests come or go."""
+        total = self.plain + sum(self.users.values()) + sum(waiting.values())
+        changes = 0
+        chosen = self.chosen
+        if chosen is not None:
+            asked = self.users[chosen] + waiting[chosen]
+            if self.passed > plan.credit or asked < 0.5 * plan.share * total or not asked:
+                self.chosen, self.owed = None, sum(waiting.values()) - waiting[chosen]
+                changes += self.batch.merged
+                self.batch.merged = False
+        if self.chosen is None and total and self.owed <= 0:
+            most = max({*self.users, *waiting}, key=lambda a: (self.users[a] + waiting[a], -a), default=NONE)
+            if most != NONE and self.users[most] + waiting[most] >= plan.share * total:
+                self.chosen, self.passed = most, 0
+        alone = not self.plain and not self.users.keys() - {self.chosen}
+        if self.chosen is not None and alone and not self.batch.merged:
+            self.batch.merged = True
+            changes += 1
+        return changes
 
     def drop(self, adapter: int) -> None:
         """Give the pages of an unused adapter back."""
@@ -235,6 +286,8 @@ class AdapterQueue:
 
     def popleft(self) -> Request:
         place = self._next() or 0
+        self._adapters.passed += place > 0
+        self._adapters.owed -= 1
         request = self._order[place]
         del self._order[place]
         adapter = self._adapters.of(request)
@@ -242,6 +295,11 @@ class AdapterQueue:
         if not self._waiting[adapter]:
             del self._waiting[adapter]
         return request
+
+    @property
+    def counts(self) -> Counter[int]:
+        """Waiting requests by adapter."""
+        return self._waiting
 
     def first(self, number: int) -> list[Request]:
         return list(islice(self._order, number))
@@ -299,16 +357,23 @@ class Adapting(Vllm):
         adapters = cast("AdapterState", state).adapters
         cut = super().arrive(state, request)
         if not adapters.plan.paged:
-            return cut
+            return cut or adapters.plan.merge is not None  # it counts when an adapter is chosen
         # Its adapter may be fetched from the next step on, even if it is not admitted.
         return cut or len(state.waiting) <= LOOKAHEAD
 
     def schedule(self, state: EngineState) -> Step | None:
         adapters = cast("AdapterState", state).adapters
+        merge = adapters.plan.merge
         if adapters.plan.paged:
             self._fetch(state, adapters)
+        elif merge is not None:
+            changes = adapters.choose(merge, cast("AdapterQueue", state.waiting).counts)
+            if changes:
+                adapters.waited_s += changes * merge.seconds
+                state.batch_version += 1
         step = super().schedule(state)
         if adapters.waited_s and step is not None:
+            step = Step(decodes=True) if step is DECODE else step
             step.extra_s += adapters.waited_s
             adapters.waited_s = 0.0
         if not adapters.ready:

@@ -97,6 +97,8 @@ class Part:
     """Label of the trace's `tenant` column."""
     model: Name | None = None
     """Label of the trace's `model` column."""
+    adapter: Name | None = None
+    """Label of the trace's `adapter` column."""
     slo_class: Name | None = None
     """Label of the trace's `slo_class` column."""
     priority: int | None = None

@@ -16,7 +16,7 @@ from simulator.cost.analytic import FixedCost, LinearCost
 from simulator.cost.interface import StepCost
 from simulator.replica.records import SimulationRecords
 from simulator.scheduling import EngineArgs
-from simulator.scheduling.adapters import AdapterState, LoraPlan
+from simulator.scheduling.adapters import AdapterState, LoraPlan, MergePlan
 from tests.scheduling.invariants import clock_never_runs_back, every_token_is_made_once, nobody_is_left
 from tests.scheduling.test_span_is_step import costs, same_requests, same_steps, traces
 from traces.trace import Labels, Trace
@@ -27,6 +27,7 @@ def seconds(tokens: int, ranks: int) -> float:
 
 
 SLOTS = LoraPlan((8,), 2, 1e-3, 0.0, seconds)
+MERGED = replace(SLOTS, max_loras=4, merge=MergePlan(0.5, 2, 0.02))
 PAGES = LoraPlan((8, 16), None, 1e-3, 0.2, seconds)
 
 
@@ -41,7 +42,16 @@ def with_adapters(trace: Trace, codes: list[int]) -> Trace:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     data=st.data(),
-    lora=st.sampled_from([SLOTS, PAGES, replace(SLOTS, max_loras=1), replace(PAGES, max_loras=2, load_s=0.004)]),
+    lora=st.sampled_from(
+        [
+            SLOTS,
+            PAGES,
+            replace(SLOTS, max_loras=1),
+            replace(PAGES, max_loras=2, load_s=0.004),
+            MERGED,
+            replace(MERGED, merge=MergePlan(0.8, 0, 0.0)),
+        ]
+    ),
     caching=st.booleans(),
     block_size=st.sampled_from([1, 4, 16]),
     tokens=st.integers(190, 330),
@@ -128,3 +138,29 @@ def test_what_adapters_do_not_go_with_is_refused() -> None:
     for args in (EngineArgs(policy="sarathi"), EngineArgs(scheduling_policy="priority")):
         with pytest.raises(ScenarioError, match="engine policy vllm"):
             Simulation(trace, cluster(args, LinearCost(0.01, 1e-4, 1e-5, 1e-6), 100, SLOTS))
+
+
+def test_an_adapter_that_most_ask_for_is_merged_and_costs_nothing() -> None:
+    """Merged before the first step: 20 ms once, then steps of the model alone."""
+    records = served([0, 0, 0], replace(MERGED, load_s=0.0))
+    assert records.requests.finish[0] == pytest.approx(0.02 + 11 * 0.01)
+
+
+def test_others_wait_until_those_who_passed_them_spent_their_credit() -> None:
+    """Eight at a time with adapter 0; the ninth passes adapter 1 and so do two more. Then 1 and 2 come first."""
+    lora = replace(FREE, max_loras=4, merge=MergePlan(0.5, 2, 0.0))
+    trace = with_adapters(
+        Trace(np.arange(24) * 1e-3, np.full(24, 10), np.arange(24) % 5 + 7), [0] * 8 + [1, 0, 0, 0, 2] + [0] * 11
+    )
+    args = EngineArgs(max_num_seqs=8, max_num_batched_tokens=512, async_scheduling=False, enable_prefix_caching=False)
+    records = Simulation(trace, cluster(args, FixedCost(0.01, 0.0), 100, lora)).run()
+    order = np.argsort(records.requests.scheduled, kind="stable").tolist()
+    assert order[8:12] == [9, 10, 11, 13]  # the third and the fourth in one step
+    assert order[12:14] == [8, 12]
+
+
+def test_requests_that_differ_are_never_merged() -> None:
+    same_requests(
+        served([0, 1, 2, 0, 1, 2], replace(MERGED, load_s=0.0)),
+        served([0, 1, 2, 0, 1, 2], replace(MERGED, load_s=0.0, merge=None)),
+    )
