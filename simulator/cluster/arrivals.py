@@ -48,7 +48,8 @@ class Arrivals:
         self._users = users
         self._progress = progress
         self._prefix = trace.prefix if use_prefix else None
-        self._labelled = trace.tenant is not None or trace.slo_class is not None
+        self._paused = bool(self._followers)  # turns wait for each other
+        self._labelled = trace.tenant is not None or trace.slo_class is not None or self._paused
         self._stride = 1  # trace blocks per engine block
         if self._prefix is not None and block_size > self._prefix.block_tokens:
             self._stride = block_size // self._prefix.block_tokens
@@ -118,6 +119,15 @@ class Arrivals:
             request.tenant = int(self.trace.tenant.codes[request.row])
         if self.trace.slo_class is not None:
             request.slo_class = int(self.trace.slo_class.codes[request.row])
+        if self._paused:
+            assert self.trace.session is not None
+            request.session = int(self.trace.session[request.row])
+            request.pause_s = self._pause_s(request.row)
+
+    def _pause_s(self, row: int) -> float:
+        """Until the first of those that wait for this row, s; -1: nobody does."""
+        waiting = self._followers.get(row, ())
+        return min((delay for follower, delay in waiting if not self._skip[follower]), default=-1.0)
 
     def _table(self, row: int) -> BlockTable:
         blocks = self._prefix

@@ -17,6 +17,7 @@ def elsewhere(request: Request, *, computed: int = 0) -> Request:
     table = None if request.table is None else BlockTable(request.table.ids)
     other = Request(request.row, request.arrival, request.prompt_tokens, request.output_tokens, request.priority, table)
     other.tenant, other.slo_class = request.tenant, request.slo_class
+    other.session, other.pause_s = request.session, request.pause_s
     other.target = request.target
     other.computed = other.cached_tokens = computed
     other.preemptions = request.preemptions

@@ -7,6 +7,7 @@ from simulator.scheduling import (  # noqa: F401 - imported to register them
     edf,
     fastgen,
     fastserve,
+    infercept,
     loongserve,
     ltr,
     microbatches,

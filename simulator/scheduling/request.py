@@ -26,11 +26,13 @@ class Request:
         "order",
         "output_tokens",
         "padding",
+        "pause_s",
         "preemptions",
         "priority",
         "prompt_tokens",
         "reserved",
         "row",
+        "session",
         "slo_class",
         "table",
         "target",
@@ -66,6 +68,8 @@ class Request:
         self.table = table
         self.tenant = 0  # label codes of the trace, for policies that ask; -1: the row has none
         self.slo_class = 0
+        self.session = -1  # set, as pause_s, where turns wait for each other
+        self.pause_s = -1.0  # from its end to the turn that waits for it; -1: none does
         self.target = prompt_tokens  # tokens known when it was (last) admitted: computing them yields the next token
         self.computed = 0  # tokens computed or in flight; stale while decoding
         self.decoding = False
