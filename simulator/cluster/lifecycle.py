@@ -28,7 +28,7 @@ from simulator.cluster.places import Places
 from simulator.cluster.plan import Group
 from simulator.cluster.replica import Replica
 from simulator.cluster.transfers import Turnstile
-from simulator.cluster.ways import Lost, Move, Restore, Traveller, Ways
+from simulator.cluster.ways import Lost, Move, Traveller, Ways
 from simulator.core.errors import ScenarioError
 from simulator.replica.moves import evacuate
 from simulator.replica.recorder import Columns
@@ -80,7 +80,6 @@ class Lifecycle:
         self.on_start: list[Callable[[Life], None]] = []  # told of every replica that starts
         self.travellers: list[Traveller] = []
         self.move: Move | None = None  # takes the requests of a replica elsewhere with their KV
-        self.restore: Restore | None = None  # sends a lost request on with a copy of its KV
         for slot in range(len(places)):
             candidates.set_open(slot, is_open=False)
 
@@ -169,11 +168,6 @@ class Lifecycle:
         self._first = first
         return first == len(status)
 
-    @property
-    def candidates(self) -> Candidates:
-        """Open replicas of each request."""
-        return self._candidates
-
     # -- for those who move requests -----------------------------------------------------------------------
 
     def later(self, life: Life, action: Callable[[float], None], after: float) -> None:
@@ -184,11 +178,7 @@ class Lifecycle:
         """These are lost where they were."""
         for life, request in lost:
             self.ways.left(life, request)
-            once_more = self.attempts[request.row] + 1 < self.max_attempts
-            if once_more and self.restore is not None and self.restore(life, request, now):
-                self.attempts[request.row] += 1
-            else:
-                self.gone(request, now)
+            self.gone(request, now)
 
     def empty_now(self, life: Life, now: float) -> None:
         """Its last request may have left."""

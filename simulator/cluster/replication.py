@@ -1,11 +1,9 @@
 """KV that is copied to other machines as it is computed, so that a failure loses little of it.
 
 DéjàVu (Strati et al., ICML 2024, arXiv:2403.01876) streams the KV of every token to the host memory of another machine.
-When a replica fails, its requests go on elsewhere with the copy: what is computed again is what had not been copied
-yet. The copy is read through the network card of the replica that takes the request, one request after the other; the
-target is the open replica with most free blocks. Requests of whom nothing was copied, and those for whom no open
-replica has room, are computed again as without copies. Copying itself runs beside the engine and costs it nothing; its
-bytes are counted.
+Requests of a replica that has failed are routed anew; where they go, their copies are read through the replica's
+network card, one request after the other, and what had not been copied yet is computed again. Requests of whom nothing
+was copied are computed again whole. Copying itself runs beside the engine and costs it nothing; its bytes are counted.
 """
 
 from __future__ import annotations
@@ -18,10 +16,11 @@ from functools import partial
 import numpy as np
 
 from simulator.cluster.clock import TRANSFER
-from simulator.cluster.life import Life, State
+from simulator.cluster.dispatcher import Receiver, Through
+from simulator.cluster.life import Life
 from simulator.cluster.lifecycle import Lifecycle
 from simulator.cluster.transfers import KvBytes
-from simulator.cluster.ways import Lost
+from simulator.cluster.ways import Direct, Lost
 from simulator.core.errors import ScenarioError
 from simulator.replica.moves import restore
 from simulator.replica.records import StepRecords, TransferRecords
@@ -34,7 +33,6 @@ class Copy:
     """The copied KV of one request on its way to the replica where it goes on."""
 
     request: Request
-    source: Life
     target: Life
     num_bytes: float
     start: float
@@ -43,7 +41,7 @@ class Copy:
 
 
 class Replication:
-    """Sends requests of failed replicas on with the copy of their KV."""
+    """Requests that come to a replica for a second time bring the copy of their KV."""
 
     def __init__(self, lifecycle: Lifecycle, interval_tokens: int) -> None:
         """interval_tokens: copies are made whenever a request has so many tokens more.
@@ -54,6 +52,13 @@ class Replication:
         self._copies: list[Copy] = []
         self._coming: dict[Life, list[Copy]] = defaultdict(list)
         self._busy_until: dict[Life, float] = defaultdict(float)  # s, network card of a replica
+        ways = lifecycle.ways
+        if not isinstance(ways, Direct):
+            raise ScenarioError(
+                "copies of KV in a disaggregated cluster are not modelled.",
+                where="cluster.kv_replication",
+                remedy="Leave kv_replication or disaggregation out.",
+            )
         for group in lifecycle.groups:
             policy = group.args.policy
             if group.kv is None:
@@ -65,41 +70,28 @@ class Replication:
                     where="cluster.kv_replication",
                     remedy="Use engine policy vllm, sarathi or fastgen, or leave kv_replication out.",
                 )
-        lifecycle.restore = self.restore
+        ways.entrance = self._entrance
         lifecycle.travellers.append(self)
 
-    def restore(self, life: Life, request: Request, now: float) -> bool:
-        """A failure has lost a request: send it on with what was copied. False: it has to be computed again."""
-        copied = request.lost // self._interval * self._interval if request.preemptions else 0
-        target = self._target(request, copied, now) if copied else None
-        if target is None:
-            return False
-        plan, group = self._lifecycle.plan.groups[target.group], self._lifecycle.groups[target.group]
-        assert group.kv is not None
-        request.computed = request.cached_tokens = copied
-        size = group.kv.of(copied)
-        start = max(now, self._busy_until[target])
-        end = self._busy_until[target] = start + size / plan.network_bytes_per_s
-        copy = Copy(request, life, target, size, start, end)
-        self._copies.append(copy)
-        self._coming[target].append(copy)
-        self._lifecycle.ways.joined(target, request)
-        self._lifecycle.clock.at(end, TRANSFER, partial(self._arrived, copy, end))
-        return True
+    def _entrance(self, life: Life) -> Receiver:
+        return Through(partial(self._enter, life))
 
-    def _target(self, request: Request, copied: int, now: float) -> Life | None:
-        """The open replica with most blocks free, less those of requests that are on their way."""
-        best, most = None, -1
-        for slot in self._lifecycle.candidates.of(request.row).tolist():
-            life = self._lifecycle.places.at(slot)
-            if life is None or life.state is not State.READY:
-                continue
-            life.replica.engine.settle(now)
-            state = life.replica.engine.state
-            free = state.pool.free - sum(state.blocks_of(copy.request.computed) for copy in self._coming[life])
-            if free >= state.blocks_of(copied) and free > most:
-                best, most = life, free
-        return best
+    def _enter(self, life: Life, request: Request, now: float) -> None:
+        """The router has chosen a replica."""
+        copied = request.lost // self._interval * self._interval if request.preemptions else 0
+        if not copied:
+            life.replica.receive(request, now)
+            return
+        kv, network = self._lifecycle.groups[life.group].kv, self._lifecycle.plan.groups[life.group].network_bytes_per_s
+        assert kv is not None
+        request.computed = request.cached_tokens = copied
+        size = kv.of(copied)
+        start = max(now, self._busy_until[life])
+        end = self._busy_until[life] = start + size / network
+        copy = Copy(request, life, size, start, end)
+        self._copies.append(copy)
+        self._coming[life].append(copy)
+        self._lifecycle.clock.at(end, TRANSFER, partial(self._arrived, copy, end))
 
     def _arrived(self, copy: Copy, now: float, _: object) -> None:
         if not copy.over:
@@ -142,7 +134,7 @@ class Replication:
         return TransferRecords(
             kind=("restore",) * len(sent),
             request=np.array([copy.request.row for copy in sent], dtype=np.int64),
-            source=np.array([copy.source.index for copy in sent], dtype=np.int64),
+            source=np.full(len(sent), -1, dtype=np.int64),
             target=np.array([copy.target.index for copy in sent], dtype=np.int64),
             num_bytes=np.array([copy.num_bytes for copy in sent], dtype=np.float64),
             start=np.array([copy.start for copy in sent], dtype=np.float64),

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from simulator.cluster.dispatcher import Dispatcher, Finished
+from simulator.cluster.dispatcher import Dispatcher, Finished, Receiver
 from simulator.cluster.life import Life
 from simulator.scheduling.request import Request
 
 Lost = list[tuple[Life, Request]]  # (where the routers count it, as it is to be computed again)
 Move = Callable[[Life, float], bool]  # (replica that drains, time) -> done
-Restore = Callable[[Life, Request, float], bool]  # (replica that lost it, request, time) -> goes on with a copy
 
 
 class Ways(Protocol):
@@ -83,12 +82,13 @@ class Direct:
 
     def __init__(self, dispatcher: Dispatcher, places: int) -> None:
         self._dispatcher = dispatcher
+        self.entrance: Callable[[Life], Receiver] = lambda life: life.replica
         self.told_on, self.route, self.flush = dispatcher.told_on, dispatcher.route, dispatcher.flush
         dispatcher.replicas = [Grave() for _ in range(places)]
 
     def opened(self, life: Life, now: float) -> None:
         del now
-        self._dispatcher.replicas[life.slot] = life.replica
+        self._dispatcher.replicas[life.slot] = self.entrance(life)
 
     def shut(self, life: Life) -> None:
         self._dispatcher.replicas[life.slot] = Grave()

@@ -14,8 +14,6 @@ from simulator.cluster.plan import ClusterPlan, Group, RouterPlan
 from simulator.cluster.simulation import Simulation
 from simulator.cluster.transfers import KvBytes
 from simulator.core.errors import ScenarioError
-from simulator.metrics import analyse
-from simulator.metrics.token_times import tokens_made
 from simulator.replica.records import SimulationRecords, Status
 from tests.cluster.test_disaggregation import computed_is_owed_together
 from tests.cluster.test_life import check
