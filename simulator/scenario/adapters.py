@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from math import ceil
 
-from simulator.core.errors import HardwareError
+from simulator.cluster.plan import ClusterPlan
+from simulator.core.errors import HardwareError, ScenarioError
 from simulator.cost.beside import beside
 from simulator.cost.lora import LoraPrice
 from simulator.cost.memory import MemoryPlan
 from simulator.cost.step import OperatorCost
 from simulator.scenario.lora import LoraSpec
 from simulator.scheduling.adapters import LoraPlan, MergePlan
+
+
+def check_moves(plan: ClusterPlan) -> None:
+    """Raises ScenarioError where requests would come to an engine whose adapters are paged from another one."""
+    moves = plan.disaggregation is not None or plan.migration is not None or plan.life is not None
+    if moves and any(group.lora is not None and group.lora.paged for group in plan.groups):
+        raise ScenarioError(
+            "paged adapters are not modelled with disaggregation, migration or replicas that come and go.",
+            where="engine.lora_config.unified_paging",
+            remedy="Give max_loras instead.",
+        )
 
 
 def build_lora(

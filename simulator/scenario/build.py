@@ -30,7 +30,7 @@ from simulator.model.config import load_config
 from simulator.model.kv_compression import KvCompression
 from simulator.routing import ROUTERS
 from simulator.scenario import interconnect, sharing
-from simulator.scenario.adapters import build_lora
+from simulator.scenario.adapters import build_lora, check_moves
 from simulator.scenario.cluster import GroupSpec
 from simulator.scenario.config import Scenario, SloSpec
 from simulator.scenario.drafter import build_drafter
@@ -283,6 +283,7 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
         front=front_plan(scenario.cluster.response_cache, scenario.cluster.retrieval_s),
     )
     interconnect.check(plan)
+    check_moves(plan)
     check_holding(plan)
     return plan
 

@@ -338,8 +338,18 @@ class AdapterState(EngineState):
             self.adapters.batch.leave(adapter)
 
     def release(self, request: Request) -> None:
+        if request in self.running:  # else it was preempted with its last token on the way
+            self.adapters.done(self.adapters.of(request))
         super().release(request)
-        self.adapters.done(self.adapters.of(request))
+
+    def keep(self, request: Request) -> None:
+        if request in self.running:
+            self.adapters.done(self.adapters.of(request))
+        super().keep(request)
+
+    def _arrive(self, request: Request) -> None:
+        super()._arrive(request)
+        self.adapters.use(self.adapters.of(request))
 
     def detach(self, request: Request, step: Step, scheduled: int = 0) -> bool:
         goes_on = super().detach(request, step, scheduled)
