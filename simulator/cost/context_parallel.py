@@ -41,13 +41,6 @@ def ring_seconds(ranks: int, own_s: float, later_s: float, transfer_s: float) ->
     return max(own_s, transfer_s) + (ranks - 2) * max(later_s, transfer_s) + later_s
 
 
-def hiding_tokens(flops: float, bandwidth: float, heads: int, kv_heads: int, element_bytes: float = 2.0) -> float:
-    """Tokens a rank needs so that full blocks hide their transfer: ``4 heads dim c^2 / flops = 2 kv_heads dim
-    element_bytes c / bandwidth``. Ring Attention's ``FLOP/s over bandwidth`` for 16 bits and as many KV heads.
-    """
-    return flops / bandwidth * (kv_heads * element_bytes) / (2.0 * heads)
-
-
 @dataclass(frozen=True, slots=True)
 class Sends:
     """Seconds of a message as a straight line in its bytes."""
