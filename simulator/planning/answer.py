@@ -15,6 +15,7 @@ from simulator.planning.command import commands
 from simulator.planning.load import short
 from simulator.planning.outcome import Answer, Outcome
 from simulator.planning.probe import Bench, Probe
+from simulator.planning.screen import places
 from simulator.planning.store import NAME as RUNS
 from simulator.report.files import atomic_json, atomic_path, atomic_write
 from simulator.report.svg import number
@@ -34,6 +35,11 @@ def sentence(answer: Answer) -> str:
     if best is None:
         return _none(answer)
     what = hardware(best)
+    if best.bill is not None:
+        return (
+            f"The lowest bill for this load within its SLO is that of {what}: {usd(best)} ({interval(answer, best)}), "
+            f"with {best.slack:.0%} of the SLO's limits used; nearest to giving is {_constraint(best)}."
+        )
     assert best.sustained is not None
     carries = f"{number(best.sustained.rate)} requests/s ({interval(answer, best)})"
     if plan.find == "highest-rate":
@@ -80,24 +86,28 @@ def next_sentence(answer: Answer) -> str:
 
 def interval(answer: Answer, outcome: Outcome) -> str:
     """``95 % interval 21.0 to 22.4``."""
-    plan, found = answer.file.plan, outcome.sustained
+    plan, found = answer.file.plan, outcome.bill or outcome.sustained
     assert found is not None
     bounds = f"{number(found.low)} to {number(found.high)}"
     if len(found.by_seed) < 2:
-        return f"{bounds} by the search alone: one replication"
+        return "one replication" if outcome.bill else f"{bounds} by the search alone: one replication"
     return f"{plan.confidence:.0%} interval {bounds}, {len(found.by_seed)} replications"
 
 
 def hardware(outcome: Outcome) -> str:
     """``3 replicas of 4 x H100-SXM (fp8, tensor_parallel_size 4)``."""
-    setups = Bench(_scenario(outcome)).groups
+    scenario = _scenario(outcome)
+    setups, scaling = Bench(scenario).groups, scenario.cluster.scaling
     copies = outcome.copies or 1
     parts = []
-    for setup in setups:
-        count = setup.replicas * copies
+    for index, setup in enumerate(setups):
+        count = str(setup.replicas * copies)
+        if scaling is not None:
+            least, _, most = places(scenario, index)
+            count = f"{least} to {most}"
         gpus = f"{setup.num_gpus} x {setup.gpu.name}" if setup.num_gpus > 1 else setup.gpu.name
         role = f" ({setup.name})" if len(setups) > 1 else ""
-        parts.append(f"{count} replica{'s' * (count > 1)} of {gpus}{role}")
+        parts.append(f"{count} replica{'' if count == '1' else 's'} of {gpus}{role}")
     words = outcome.design.label.split(", ")
     rest = ", ".join(word for word in words if word not in parts[0].split() and not word.startswith("groups "))
     return " and ".join(parts) + (f" ({rest})" if rest else "")
@@ -106,6 +116,8 @@ def hardware(outcome: Outcome) -> str:
 def usd(outcome: Outcome) -> str:
     """``12 GPUs, $28.80/h``."""
     gpus = f"{outcome.gpus} GPU{'s' * (outcome.gpus != 1)}"
+    if outcome.gpus_held is not None and outcome.gpus_held != outcome.gpus:
+        gpus = f"{number(outcome.gpus_held)} GPUs on average"
     return gpus if outcome.usd_per_hour is None else f"{gpus}, ${outcome.usd_per_hour:,.2f}/h"
 
 
@@ -117,6 +129,10 @@ def binding(outcome: Outcome) -> str:
     return f"{probe.constraint} ({probe.why})" if probe.why else probe.constraint
 
 
+def _constraint(outcome: Outcome) -> str:
+    return "nothing" if outcome.binding is None else outcome.binding.constraint
+
+
 def _scenario(outcome: Outcome) -> Scenario:
     assert outcome.design.scenario is not None
     return outcome.design.scenario
@@ -125,11 +141,13 @@ def _scenario(outcome: Outcome) -> Scenario:
 def recommended(answer: Answer, folder: Path) -> str:
     """The scenario file of the best design at the rate in question, its paths relative to ``folder``."""
     best = answer.best
-    assert best is not None and best.sustained is not None
+    assert best is not None
     scenario = Bench(_scenario(best)).scaled(best.copies or 1)
-    rate = answer.file.plan.rate or best.sustained.rate
-    more = (*scenario.workload.transforms, Transform(to_rate=rate))
-    scenario = replace(scenario, workload=replace(scenario.workload, transforms=more))
+    if best.bill is None:
+        assert best.sustained is not None
+        rate = answer.file.plan.rate or best.sustained.rate
+        more = (*scenario.workload.transforms, Transform(to_rate=rate))
+        scenario = replace(scenario, workload=replace(scenario.workload, transforms=more))
     return to_yaml(with_paths(scenario, lambda _, path: os.path.relpath(path, folder)))
 
 
@@ -147,17 +165,17 @@ def design_rows(answer: Answer) -> list[dict[str, Any]]:
     """One row per design, the best first."""
     rows = []
     for place, outcome in enumerate(answer.outcomes, 1):
-        found = outcome.sustained
-        row: dict[str, Any] = {"rank": place if outcome.state == "ranked" else None, "state": outcome.state}
-        row |= {path: _plain(value) for path, value in outcome.design.settings}
+        found, ranked = outcome.sustained, outcome.state == "ranked"
+        row: dict[str, Any] = {"rank": place if ranked else None, "state": outcome.state}
+        row |= {one.path: one.name or _plain(one.value) for one in outcome.design.settings}
         row |= {
             "copies": outcome.copies,
-            "gpus": outcome.gpus if outcome.state == "ranked" else None,
-            "usd_per_hour": outcome.usd_per_hour if outcome.state == "ranked" else None,
+            "gpus": (outcome.gpus_held or outcome.gpus) if ranked else None,
+            "usd_per_hour": outcome.usd_per_hour if ranked else None,
             "sustained_request_per_s": None if found is None else found.rate,
             "low": None if found is None else found.low,
             "high": None if found is None else found.high,
-            "limits_used": outcome.slack if outcome.state == "ranked" and answer.file.plan.rate else None,
+            "limits_used": outcome.slack if ranked and answer.file.plan.find != "highest-rate" else None,
             "bound_request_per_s": outcome.bound,
             "binding": None if outcome.binding is None else outcome.binding.constraint,
             "pruned_by": outcome.pruned_by or None,

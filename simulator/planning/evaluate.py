@@ -6,8 +6,8 @@ import math
 from dataclasses import replace
 
 from simulator.core.errors import UserError
-from simulator.planning.capacity import Fewest, fewest_copies, sustained
-from simulator.planning.outcome import Outcome
+from simulator.planning.capacity import Fewest, fewest_copies, sustained, t_half_width
+from simulator.planning.outcome import Bill, Outcome
 from simulator.planning.probe import SKETCH, Bench, Probe
 from simulator.planning.screen import Screened
 from simulator.planning.study import Study
@@ -21,7 +21,7 @@ def evaluate(task: tuple[Study, Screened, float | None]) -> Outcome:
     base = Outcome(one.design, "dominated", "", gpus=one.gpus, usd_per_hour=one.usd_per_hour, bound=one.bound)
     try:
         bench = study.bench(one.design)
-        search = _rate if study.plan.rate is None else _copies
+        search = {"highest-rate": _rate, "lowest-bill": _bill}.get(study.plan.find, _copies)
         return search(study, one, bench, base, cutoff)
     except UserError as error:
         return replace(base, state="infeasible", reason=str(error), pruned_by="not a valid scenario")
@@ -95,6 +95,36 @@ def _rate(study: Study, one: Screened, bench: Bench, base: Outcome, cutoff: floa
         base, state="ranked", copies=1, value=found.rate / one.cost, cost=one.cost, slack=0.0, sustained=found,
         binding=found.above, probes=probes,
     )  # fmt: skip
+
+
+def _bill(study: Study, one: Screened, bench: Bench, base: Outcome, cutoff: float | None) -> Outcome:
+    """As it stands, at the load's own times: what it holds costs, on average over the replications."""
+    plan, probes = study.plan, []
+    if cutoff is not None and one.cost > cutoff:
+        text = f"dominated: costs at least {study.price(one.cost)} by the throughput bound."
+        return replace(base, reason=text, pruned_by="throughput bound against the best found")
+    for seed in study.seeds(one.design):
+        probe = bench.probe(None, 1, seed)
+        probes.append(probe)
+        if not probe.meets:
+            text = f"does not serve this load: {probe.why}."
+            return replace(
+                base, state="infeasible", reason=text, pruned_by="search", binding=probe, probes=tuple(probes)
+            )
+        if cutoff is not None and LOOK * (probe.usd_per_hour or 0.0) > cutoff:
+            text = f"dominated: the first replication costs {study.price(probe.usd_per_hour or 0.0)}."
+            return replace(base, reason=text, pruned_by="early stopping", binding=probe, probes=tuple(probes))
+    paid = tuple(probe.usd_per_hour or 0.0 for probe in probes)
+    mean, half = sum(paid) / len(paid), t_half_width(paid, plan.confidence)
+    held = [one.gpus if probe.gpus_held is None else probe.gpus_held for probe in probes]
+    found = replace(
+        base, copies=1, usd_per_hour=mean, cost=mean, bill=Bill(mean, max(mean - half, 0.0), mean + half, paid),
+        gpus_held=sum(held) / len(held), slack=sum(probe.slack for probe in probes) / len(probes),
+        binding=max(probes, key=lambda probe: probe.slack), probes=tuple(probes),
+    )  # fmt: skip
+    if plan.max_usd_per_hour is not None and mean > plan.max_usd_per_hour:
+        return replace(found, state="infeasible", reason=f"costs {study.price(mean)}.", pruned_by="budget")
+    return replace(found, state="ranked")
 
 
 def certify(task: tuple[Study, Outcome]) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,37 @@ from simulator.scenario.source import Source, Value, override, read_source
 
 
 @dataclass(frozen=True)
+class Setting:
+    """One field's value in a design. ``name``: what the plan calls the value, if it does."""
+
+    path: str
+    value: Any
+    name: str = ""
+
+    @property
+    def said(self) -> str:
+        """In a few words."""
+        return self.name or said(self.path, self.value)
+
+    @property
+    def short(self) -> str:
+        """In a table, under the field's name."""
+        return self.name or ("default" if self.value is None else short(self.value))
+
+
+@dataclass(frozen=True)
 class Design:
     """One point of the space. ``scenario`` None: it cannot be one, for the ``reason``."""
 
     index: int
-    settings: tuple[tuple[str, Any], ...]
+    settings: tuple[Setting, ...]
     scenario: Scenario | None
     reason: str = ""
 
     @property
     def label(self) -> str:
         """``H100-SXM, tensor_parallel_size 4``: what tells it from the others."""
-        return ", ".join(said(path, value) for path, value in self.settings) or "as in the scenario"
+        return ", ".join(one.said for one in self.settings) or "as in the scenario"
 
 
 @dataclass(frozen=True)
@@ -74,7 +93,7 @@ def read_plan(path: str | Path) -> PlanFile:
     base = _base(plan, source)
     if plan.requests is not None:
         base = override(base, [f"{_count_field(base)}={plan.requests}"])
-    _check(base, source, plan)
+    _check(base, plan)
     return PlanFile(plan.name or file.stem, file, plan, _designs(plan, base))
 
 
@@ -106,11 +125,11 @@ def _count_field(base: Source) -> str:
     raise ScenarioError("'requests' is for presets and synthetic loads.", where=base.name, remedy=remedy)
 
 
-def _check(base: Source, source: Source, plan: Plan) -> None:
+def _check(base: Source, plan: Plan) -> None:
     """What makes the question one that has an answer. Raises ScenarioError."""
     fixed = replace(base, data={**base.data})
     for path, values in plan.space.items():
-        fixed = _put(fixed, path, values[0])
+        fixed = _put(fixed, path, _choices(path, values)[0].value)
     scenario = anchored(fixed)
     if scenario.slo is None:
         remedy = "Add slo: to the scenario (a preset, or ttft_s, tpot_s, itl_s, e2e_s)."
@@ -119,21 +138,19 @@ def _check(base: Source, source: Source, plan: Plan) -> None:
         where = base.where(("workload", "closed_loop"))
         remedy = "Leave closed_loop out."
         raise ScenarioError("in a closed loop the rate is not a question.", where=where, remedy=remedy)
-    if scenario.cluster.scaling is not None:
-        where = base.where(("cluster", "scaling"))
-        remedy = "Leave scaling out, or sweep it with `windtunnel sweep`."
-        raise ScenarioError(
-            "a plan searches for replicas that stay; autoscaling is not searched.", where=where, remedy=remedy
-        )  # noqa: E501
-    del source
+    if plan.find != "lowest-bill" and (scenario.cluster.scaling is not None or scenario.cluster.faults):
+        what = "scaling" if scenario.cluster.scaling is not None else "faults"
+        remedy = f"Leave {what} out, or find: lowest-bill."
+        message = "a rate is searched for replicas that stay."
+        raise ScenarioError(message, where=base.where(("cluster", what)), remedy=remedy)
 
 
 def _designs(plan: Plan, base: Source) -> tuple[Design, ...]:
     found = []
-    for index, values in enumerate(itertools.product(*plan.space.values())):
-        settings = tuple(zip(plan.space, values, strict=True))
+    choices = [_choices(path, values) for path, values in plan.space.items()]
+    for index, settings in enumerate(itertools.product(*choices)):
         try:
-            scenario = anchored(_settled(base, dict(settings)))
+            scenario = anchored(_settled(base, settings))
             found.append(Design(index, settings, scenario))
         except UserError as error:
             found.append(Design(index, settings, None, reason_of(error)))
@@ -145,9 +162,15 @@ def reason_of(error: UserError) -> str:
     return f"{error.message.rstrip('.')}. {error.remedy or ''}".strip()
 
 
-def _settled(base: Source, settings: Mapping[str, Any]) -> Source:
-    for path, value in settings.items():
-        base = _put(base, path, value)
+def _choices(path: str, values: Sequence[Any] | Mapping[str, Any]) -> list[Setting]:
+    if isinstance(values, Mapping):
+        return [Setting(path, value, name) for name, value in values.items()]
+    return [Setting(path, value) for value in values]
+
+
+def _settled(base: Source, settings: Sequence[Setting]) -> Source:
+    for one in settings:
+        base = _put(base, one.path, one.value)
     return base
 
 

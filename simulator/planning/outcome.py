@@ -15,6 +15,16 @@ State = Literal["ranked", "infeasible", "dominated"]
 
 
 @dataclass(frozen=True)
+class Bill:
+    """USD per hour of what a design held: mean of the replications, with its interval."""
+
+    usd_per_hour: float
+    low: float
+    high: float
+    by_seed: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What became of a design."""
 
@@ -30,6 +40,8 @@ class Outcome:
     value: float | None = None  # what is maximised (highest-rate)
     slack: float = math.inf
     sustained: Sustained | None = None
+    bill: Bill | None = None  # lowest-bill
+    gpus_held: float | None = None  # lowest-bill: on average
     binding: Probe | None = None
     probes: tuple[Probe, ...] = ()
 

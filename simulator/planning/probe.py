@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from simulator.cost.calibration import describe
+from simulator.metrics.fleet import lifetimes
 from simulator.metrics.slo import Slo
 from simulator.metrics.summary import Summary
 from simulator.planning.ledger import Ledger, Row
@@ -24,6 +25,8 @@ from simulator.scenario.run import run
 from traces import transforms
 from traces.trace import Trace
 
+Make = Callable[[], "Probe"]
+
 SKETCH = 2000  # requests of a sketch
 STAGES = (1 / 32, 1 / 8)  # of the time of arrivals: looks at what a run has missed by then
 LEAST_REQUESTS = 1000  # below, a run is not looked at halfway
@@ -35,7 +38,8 @@ class Probe:
 
     percentile_s: the SLO's percentile of every limited metric, by its name. ``slack``: the largest of them over its
     limit (inf: overloaded). ``constraint``: what binds, with its evidence. ``tokens_per_s_per_user``: one over the
-    median TPOT. ``key``: which run this is; the same run counts once however often it is asked for.
+    median TPOT. ``gpus_held``: on average. ``key``: which run this is; it counts once however often it is
+    asked for.
     """
 
     rate: float
@@ -58,6 +62,7 @@ class Probe:
     cpu_s: float
     output_tokens_per_s: float | None = None
     tokens_per_s_per_user: float | None = None
+    gpus_held: float | None = None
     key: str = ""
 
 
@@ -93,13 +98,16 @@ class Bench:
         """By GPU: where step times come from, with their stated error."""
         return {group.gpu.name: describe(group.gpu, group.calibration, group.notes) for group in self.groups}
 
-    def probe(self, rate: float, copies: int, seed: int, *, slo: Slo | None = None, patient: bool = False) -> Probe:
-        """patient: run to the end even when the SLO is certainly missed. slo: instead of the design's own."""
+    def probe(
+        self, rate: float | None, copies: int, seed: int, *, slo: Slo | None = None, patient: bool = False
+    ) -> Probe:
+        """rate: requests per second to which the load is stretched, None: its own times. patient: run to the end even
+        when the SLO is certainly missed. slo: instead of the design's own."""
         limits = slo or self.slo
         kind = "whole" if patient else "probe"
         return self._once(kind, rate, copies, seed, limits, lambda: self._probe(rate, copies, seed, limits, patient))
 
-    def _once(self, kind: str, rate: float, copies: int, seed: int, slo: Slo, make: Callable[[], Probe]) -> Probe:
+    def _once(self, kind: str, rate: float | None, copies: int, seed: int, slo: Slo, make: Make) -> Probe:
         """The run from the ledger, or made now and put there."""
         asked = f"{kind}/{run_key(replace(self.scenario, seed=seed))}/{rate!r}/{copies}/{slo!r}"
         key = hashlib.sha256(asked.encode()).hexdigest()
@@ -109,9 +117,9 @@ class Bench:
             self.ledger.add(key, row)
         return replace(_from_row(row["probe"]), key=key)
 
-    def _probe(self, rate: float, copies: int, seed: int, limits: Slo, patient: bool) -> Probe:  # noqa: FBT001
+    def _probe(self, rate: float | None, copies: int, seed: int, limits: Slo, patient: bool) -> Probe:  # noqa: FBT001
         begin = time.process_time()
-        trace = transforms.to_rate(self.trace(seed), rate)
+        trace = self.trace(seed) if rate is None else transforms.to_rate(self.trace(seed), rate)
         found: Result | None = None
         fraction = 1.0
         if not patient and len(trace) >= LEAST_REQUESTS and self.scenario.run.horizon_s is None:
@@ -121,7 +129,8 @@ class Bench:
                     found, fraction = early, stage
                     break
         result = found or self._run(trace, copies, seed, limits)
-        return self._judged(result, rate, copies, seed, limits, fraction, time.process_time() - begin)
+        at = trace.rate if rate is None else rate
+        return self._judged(result, at, copies, seed, limits, fraction, time.process_time() - begin)
 
     def result(self, rate: float, copies: int, seed: int) -> Result:
         """The whole run."""
@@ -180,7 +189,18 @@ class Bench:
             cost.get("usd_per_hour"), cost.get("usd_per_million_output_tokens"), said.constraint,
             " ".join(said.evidence), " ".join(said.next_steps), len(result.trace), cpu_s,
             summary["throughput"]["output_tokens_per_s"], 1.0 / tpot if tpot else None,
+            _gpus_held(result),
         )  # fmt: skip
+
+
+def _gpus_held(result: Result) -> float | None:
+    """GPUs on average over the run's window, cold starts and drains included; None: of replicas that stay."""
+    if not result.records.replicas:
+        return None
+    window = result.summary["window"]
+    held = lifetimes(result.records, window["start_s"], window["end_s"])
+    gpus = np.array([replica.num_gpus for replica in result.records.replicas], dtype=float)
+    return float(gpus @ held) / max(float(window["end_s"] - window["start_s"]), 1e-12)
 
 
 def _as_row(probe: Probe) -> Row:

@@ -13,7 +13,6 @@ from markupsafe import Markup
 from simulator import __version__
 from simulator.planning import answer as words
 from simulator.planning.capacity import t_half_width
-from simulator.planning.load import short
 from simulator.planning.outcome import Answer, Outcome
 from simulator.planning.pictures import BEST
 from simulator.planning.probe import Probe
@@ -77,6 +76,16 @@ def _tiles(answer: Answer) -> list[tuple[str, str, str]]:
     done = words.effort(answer)
     looked = f"{done['designs_never_run']} ruled out without a run"
     tiles = [("Designs", str(done["designs"]), looked)]
+    if best is not None and best.bill is not None:
+        hours = best.probes[0].requests / best.probes[0].rate / 3600.0
+        tiles = [
+            ("Bill", f"${best.bill.usd_per_hour:,.2f}", f"per hour, on demand; {words.interval(answer, best)}"),
+            ("In all", f"${best.bill.usd_per_hour * hours:,.0f}", f"for the {hours:,.0f} hours of the load"),
+            ("Hardware", number(best.gpus_held or 0.0), "GPUs on average"),
+            ("Limits used", f"{best.slack:.0%}", "the largest share of an SLO limit"),
+            *_token_price(best),
+            *tiles,
+        ]
     if best is not None and best.sustained is not None:
         tiles = [
             ("Hardware", str(best.gpus), "GPUs" + ("" if best.copies == 1 else f" in {best.copies} copies")),
@@ -147,7 +156,7 @@ def _against_slo(answer: Answer) -> dict[str, Any] | None:
     series = []
     for place, outcome in enumerate(answer.ranked[:BEST]):
         points = {factor: value for index, factor, value in answer.slo_runs if index == outcome.design.index}
-        points[1.0] = outcome.cost if plan.rate is not None else outcome.sustained.rate if outcome.sustained else None
+        points[1.0] = outcome.sustained.rate if plan.find == "highest-rate" and outcome.sustained else outcome.cost
         factors = sorted(points)
         y = np.array([np.nan if points[f] is None else points[f] for f in factors], dtype=float)
         if np.isfinite(y).any():
@@ -182,13 +191,13 @@ def _rows(answer: Answer) -> list[dict[str, Any]]:
         ranked = outcome.state == "ranked"
         found = outcome.sustained
         cells = [str(place) if ranked else "–"]
-        cells += ["default" if value is None else short(value) for _, value in outcome.design.settings]
+        cells += [one.short for one in outcome.design.settings]
         cells += [
             str(outcome.copies) if ranked else "",
-            str(outcome.gpus) if ranked else "",
+            number(outcome.gpus_held or outcome.gpus or 0) if ranked else "",
             f"{outcome.usd_per_hour:,.2f}" if ranked and outcome.usd_per_hour is not None else "",
             "" if found is None else f"{number(found.rate)} ({number(found.low)}–{number(found.high)})",
-            f"{outcome.slack:.0%}" if ranked and answer.file.plan.rate else "",
+            f"{outcome.slack:.0%}" if ranked and answer.file.plan.find != "highest-rate" else "",
             "" if outcome.bound is None else number(outcome.bound),
         ]
         text = words.binding(outcome) if ranked else f"{outcome.state}: {outcome.reason}"

@@ -10,8 +10,12 @@ from dataclasses import dataclass, fields, replace
 from simulator.core.errors import UserError
 from simulator.planning.bounds import floors, highest_rate, likely_rate, roles_of
 from simulator.planning.load import Design, reason_of
+from simulator.planning.probe import Bench
 from simulator.planning.runs import run_key
+from simulator.planning.spec import Plan
 from simulator.planning.study import Study
+from simulator.scenario.config import Scenario
+from traces.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ def screen(study: Study, design: Design) -> Screened:
     cost = study.unit_cost(gpus, usd)
     if cost is None:
         return replace(base, reason="no price is known: set hardware.price_per_gpu_hour.", pruned_by="price")
+    if plan.find == "lowest-bill":
+        return _bill(plan, base, bench, trace)
     least = 1 if plan.rate is None else max(1, math.ceil(plan.rate / bound))
     limit = 1 if plan.rate is None else study.limit(gpus, usd)
     if least > limit:
@@ -82,3 +88,37 @@ def screen(study: Study, design: Design) -> Screened:
         return replace(base, reason="exceeds the budget.", pruned_by="budget")
     guess = min(likely_rate(bench.groups, roles, trace, bench.slo), bound)
     return replace(base, cost=cost, guess=guess, least=least, limit=limit)
+
+
+def _bill(plan: Plan, base: Screened, bench: Bench, trace: Trace) -> Screened:
+    """A design as it stands, under the load as it comes: can its most replicas carry the mean rate, and what is the
+    least that it can cost?"""
+    cluster = bench.scenario.cluster
+    growth, floor = 1.0, bench.usd_per_hour or 0.0
+    if cluster.faults:
+        floor = 0.0
+    if cluster.scaling is not None:
+        room = [places(bench.scenario, index) for index in range(len(bench.groups))]
+        growth = max(most / start for _, start, most in room)
+        prices = [group.usd_per_hour or 0.0 for group in bench.groups]
+        floor = sum(price * least for price, (least, _, _) in zip(prices, room, strict=True))
+        if len(room) == 1:  # so much work, at this price: a run ends a little after its last arrival
+            floor = max(floor, 0.95 * prices[0] * trace.rate / (base.bound / room[0][1]))
+    if base.bound * growth < trace.rate:
+        text = f"carries at most {base.bound * growth:.3g} requests/s by the throughput bound; {trace.rate:.3g} arrive."
+        return replace(base, reason=text, pruned_by="throughput bound")
+    if plan.max_usd_per_hour is not None and floor > plan.max_usd_per_hour:
+        return replace(base, reason=f"costs at least ${floor:,.2f}/h.", pruned_by="budget")
+    return replace(base, cost=floor, guess=base.bound)
+
+
+def places(scenario: Scenario, group: int) -> tuple[int, int, int]:
+    """Replicas of a group that scales: fewest, at the start, most."""
+    cluster = scenario.cluster
+    scaling = cluster.scaling
+    assert scaling is not None
+    if not cluster.groups:
+        return scaling.min_replicas, cluster.replicas, scaling.max_replicas
+    own = cluster.groups[group]
+    least = scaling.min_replicas if own.min_replicas is None else own.min_replicas
+    return least, own.replicas, own.max_replicas or scaling.max_replicas

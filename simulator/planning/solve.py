@@ -58,7 +58,7 @@ class _Solver:
         outcomes += self._search([one for one in screened if not one.reason])
         outcomes.sort(key=lambda outcome: (outcome.state != "ranked", outcome.state == "infeasible", outcome.order))
         ranked = [outcome for outcome in outcomes if outcome.state == "ranked"]
-        if self.plan.find != "highest-rate":
+        if self.plan.rate is not None:
             certain = self._certified(ranked[:2])
             outcomes = [certain.get(outcome.design.index, outcome) for outcome in outcomes]
         ranked = [outcome for outcome in outcomes if outcome.state == "ranked"]
@@ -136,6 +136,8 @@ class _Solver:
         return {index: tuple(sorted(probes, key=lambda p: (p.rate, p.seed))) for index, probes in found.items()}
 
     def _against_slo(self, ranked: Sequence[Outcome]) -> tuple[tuple[int, float, float | None], ...]:
+        if self.plan.find == "lowest-bill":
+            return ()  # what a design holds does not follow its limits
         tasks = [(self.study, outcome, factor) for outcome in ranked for factor in self.plan.slo_factors]
         found: list[tuple[int, float, float | None]] = []
         for task, (value, probes) in self._each("SLOs", with_slo, tasks, len(tasks)):
@@ -153,4 +155,4 @@ def _refused(one: Screened) -> Outcome:
 
 def _likely_cost(plan: Plan, one: Screened) -> float:
     """By the guess, and no less than the bound allows."""
-    return max(one.least, math.ceil((plan.rate or 0.0) / one.guess)) * one.cost
+    return max(one.least, math.ceil((plan.rate or 0.0) / one.guess)) * one.cost  # lowest-bill: its floor

@@ -12,7 +12,7 @@ from simulator.scenario.spec import Count, Name, Positive, PositiveNumber, Str, 
 
 Share = Annotated[float, Field(strict=True, gt=0, lt=1, allow_inf_nan=False)]
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
-RATE_FIELDS = ("workload.preset.rate", "workload.closed_loop")
+NamedValues = Annotated[dict[str, Any], Field(min_length=1)]
 
 
 @spec
@@ -25,15 +25,16 @@ class Plan:
     """What is asked, in words; shown in the report."""
     scenario: Name | dict[str, Any]
     """What all designs share: a scenario file (relative to the plan), or its fields."""
-    find: Literal["cheapest", "fewest-gpus", "highest-rate"] = "cheapest"
+    find: Literal["cheapest", "fewest-gpus", "highest-rate", "lowest-bill"] = "cheapest"
     """cheapest, fewest-gpus: to serve `rate` within the SLO, adding copies of a design as needed. highest-rate: what
-    each design sustains as it stands."""
+    each design sustains as it stands. lowest-bill: which design, as it stands, serves the load at its own times within
+    the SLO at the lowest cost of what it held, autoscaling and faults included."""
     by: Literal["rate", "rate-per-usd", "rate-per-gpu"] = "rate"
     """What highest-rate ranks by."""
     rate: PositiveNumber | None = None
     """Requests per second to serve."""
-    space: dict[str, Values] = field(default_factory=dict)
-    """Fields of the scenario and their values; every combination is a design."""
+    space: dict[str, Values | NamedValues] = field(default_factory=dict)
+    """Fields of the scenario and their values, as a list or by name; every combination is a design."""
     max_copies: Positive = 64
     """Most copies of a design (its replicas, or all of its groups) that are tried."""
     max_gpus: Positive | None = None
@@ -54,10 +55,14 @@ class Plan:
     """Requests per run; null: as many as the scenario's workload has."""
 
     def __post_init__(self) -> None:
-        if self.find != "highest-rate" and self.rate is None:
+        if self.find in ("cheapest", "fewest-gpus") and self.rate is None:
             raise ValueError(f"'find: {self.find}' needs a 'rate' to serve, in requests per second.")
         if self.find == "highest-rate" and self.rate is not None:
             raise ValueError("'rate' is what 'find: highest-rate' answers; leave it out, or find: cheapest.")
+        if self.find == "lowest-bill" and self.rate is not None:
+            raise ValueError("'find: lowest-bill' serves the load at its own times; leave 'rate' out.")
+        if self.find == "lowest-bill" and self.max_gpus is not None:
+            raise ValueError("'max_gpus' is not for 'find: lowest-bill': bound the replicas of the designs.")
         if self.find != "highest-rate" and self.by != "rate":
             raise ValueError("'by' is for 'find: highest-rate'.")
 

@@ -31,7 +31,7 @@ class Study:
 
     def unit_cost(self, gpus: int, usd: float | None) -> float | None:
         """What one copy counts: USD per hour (None: no price is known), GPUs, or 1."""
-        if self.plan.find == "cheapest" or self.plan.by == "rate-per-usd":
+        if self.plan.find in ("cheapest", "lowest-bill") or self.plan.by == "rate-per-usd":
             return usd
         return float(gpus) if self.plan.find == "fewest-gpus" or self.plan.by == "rate-per-gpu" else 1.0
 
@@ -46,4 +46,4 @@ class Study:
 
     def price(self, cost: float) -> str:
         """What is minimised, in words."""
-        return f"${cost:,.2f}/h" if self.plan.find == "cheapest" else f"{cost:g} GPUs"
+        return f"${cost:,.2f}/h" if self.plan.find != "fewest-gpus" else f"{cost:g} GPUs"

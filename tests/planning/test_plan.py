@@ -232,6 +232,8 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
         ({"more": ""}, "needs a 'rate'"),
         ({"find": "highest-rate"}, "leave it out"),
         ({"find": "best"}, "cheapest"),
+        ({"find": "lowest-bill"}, "at its own times"),
+        ({"find": "lowest-bill", "more": "max_gpus: 4"}, "bound the replicas"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(tmp_path: Path, change: dict[str, object], said: str) -> None:
@@ -281,6 +283,40 @@ def test_the_notebook_functions_return_pandas(tmp_path: Path) -> None:
     with pytest.raises(AttributeError):
         _ = simulator.nothing
     assert math.isfinite(planned.designs["usd_per_hour"].iloc[0])
+
+
+def test_the_lowest_bill_is_that_of_the_runs_themselves(tmp_path: Path) -> None:
+    """Named values of a whole cluster: replicas that stay, and an autoscaler with its cold starts, at the load's own
+    times; bills are those of plain runs, and what the autoscaler holds is between its bounds."""
+    wave = "{process: rate_curve, times_s: [0, 30, 60, 90, 120], rates: [10, 90, 90, 5, 5]}"
+    scaling = "{policy: queue, options: {target_requests: 8, stabilization_down_s: 10}, interval_s: 2, max_replicas: 4}"
+    space = (
+        "{cluster: {one: {replicas: 1, router: least-requests}, four: {replicas: 4, router: least-requests}, "
+        f"scaled: {{replicas: 2, router: least-requests, cold_start: {{total_s: 2}}, scaling: {scaling}}}}}}}"
+    )
+    path = plan_file(tmp_path, find="lowest-bill", more="top: all", replications=2, requests=3000, ttft=0.5, space=space)
+    text = path.read_text(encoding="utf-8").replace("{process: poisson, rate: 30}", wave)
+    text = text.replace("max_model_len: 4096", "max_model_len: 4096, max_num_seqs: 8")
+    path.write_text(text.replace("tpot_s: 0.012", "percentile: 90"), encoding="utf-8")
+    file = read_plan(path)
+    found = solve(file, pictures=False)
+    assert [outcome.design.label for outcome in found.ranked] == ["scaled", "four"]
+    assert {o.design.label: o.state for o in found.outcomes}["one"] == "infeasible"
+    for outcome in found.ranked:
+        assert outcome.design.scenario is not None and outcome.bill is not None and outcome.gpus_held is not None
+        paid = [simulator.run(outcome.design.scenario, seed=seed).summary["cost"]["usd_per_hour"] for seed in (0, 1)]
+        assert outcome.bill.by_seed == pytest.approx(paid, rel=1e-12)
+        assert outcome.usd_per_hour == pytest.approx(sum(paid) / 2)
+    best = found.best
+    assert best is not None and best.gpus_held is not None and 1.0 < best.gpus_held < 4.0
+    assert words.sentence(found).startswith("The lowest bill for this load within its SLO is that of 1 to 4 replicas")
+    assert "GPUs on average" in words.usd(best) and "Next best: 4 replicas" in words.next_sentence(found)
+    words.write(found, tmp_path / "out", "page")
+    again = simulator.run(tmp_path / "out" / "scenario.yaml")  # recommended as it stands
+    assert again.summary["cost"]["usd_per_hour"] == pytest.approx(best.bill.by_seed[0] if best.bill else None)
+    with pytest.raises(ScenarioError, match="for replicas that stay"):
+        read_plan(plan_file(tmp_path, space=space.replace("one: {replicas: 1, router: least-requests}, ", "")
+                            .replace("four: {replicas: 4, router: least-requests}, ", "")))  # fmt: skip
 
 
 def test_disaggregated_designs_are_planned_like_any_other(tmp_path: Path) -> None:
