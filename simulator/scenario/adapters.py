@@ -15,13 +15,16 @@ from simulator.scheduling.adapters import LoraPlan, MergePlan
 
 
 def check_moves(plan: ClusterPlan) -> None:
-    """Raises ScenarioError where requests would come to an engine whose adapters are paged from another one."""
-    moves = plan.disaggregation is not None or plan.migration is not None or plan.life is not None
-    if moves and any(group.lora is not None and group.lora.paged for group in plan.groups):
+    """Raises ScenarioError where requests would come with their KV to an engine that then needs their adapter."""
+    life = plan.life
+    rescued = life is not None and (life.migrates or life.copies_every_tokens is not None)
+    if any(group.lora is not None for group in plan.groups) and (
+        plan.disaggregation is not None or plan.migration is not None or rescued
+    ):
         raise ScenarioError(
-            "paged adapters are not modelled with disaggregation, migration or replicas that come and go.",
-            where="engine.lora_config.unified_paging",
-            remedy="Give max_loras instead.",
+            "adapters are not modelled where requests move with their KV.",
+            where="engine.lora_config",
+            remedy="Leave it out, or disaggregation, migration and recovery by migrating.",
         )
 
 

@@ -342,15 +342,6 @@ class AdapterState(EngineState):
             self.adapters.done(self.adapters.of(request))
         super().release(request)
 
-    def keep(self, request: Request) -> None:
-        if request in self.running:
-            self.adapters.done(self.adapters.of(request))
-        super().keep(request)
-
-    def _arrive(self, request: Request) -> None:
-        super()._arrive(request)
-        self.adapters.use(self.adapters.of(request))
-
     def detach(self, request: Request, step: Step, scheduled: int = 0) -> bool:
         goes_on = super().detach(request, step, scheduled)
         adapter = self.adapters.of(request)

@@ -82,3 +82,9 @@ def test_adapters_are_drawn_by_popularity_or_come_in_turn() -> None:
 def test_what_makes_no_sense_is_refused(settings: list[str], says: str) -> None:
     with pytest.raises(UserError, match=says):
         run(scenario(*settings))
+
+
+def test_requests_that_move_with_their_kv_are_refused() -> None:
+    moving = ["engine.lora_config={max_loras: 4}", "cluster={replicas: 2, migration: {}}"]
+    with pytest.raises(UserError, match="move with their KV"):
+        run(scenario(*moving))
