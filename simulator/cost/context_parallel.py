@@ -121,13 +121,12 @@ class ContextParallelCost(OperatorCost):
 
     def _gathered(self, shape: AttentionShape, chunk: ChunkSeconds) -> ChunkSeconds:
         """New tokens attend to each other on every tensor-parallel rank; to cached ones where those lie."""
-        exchange = Table(lambda new: self._gather_seconds(shape, new))
+        exchange = Table(lambda new: self._gather_seconds(shape, new, shape.bytes_per_new / 2.0))
         return lambda new, computed: chunk(new, computed) + (exchange[new] if computed else 0.0)
 
-    def _gather_seconds(self, shape: AttentionShape, queries: int) -> float:
-        """Queries of ``dcp`` ranks to each of them, partial results and their log-sum-exp back."""
+    def _gather_seconds(self, shape: AttentionShape, queries: int, row: float) -> float:
+        """Queries of ``dcp`` ranks to each of them, partial results and their log-sum-exp back. row: bytes of one."""
         p = self.placed
-        row = shape.heads * shape.head_dim * p.dtype_bytes
         return self._tensor_link(queries * (p.dcp - 1) * row) + self._tensor_link(
             queries * (p.dcp - 1) * (row + shape.heads * LSE_BYTES)
         )
@@ -144,11 +143,10 @@ class ContextParallelCost(OperatorCost):
 
     def exchange_seconds(self, shape: AttentionShape, num_decodes: int) -> float:
         """Merging the partial attention of one layer of a decode batch, s."""
-        p = self.placed
-        seconds = self._gather_seconds(shape, num_decodes) if p.dcp > 1 else 0.0
+        p, row = self.placed, shape.bytes_per_sequence / 2.0  # of queries in and results out
+        seconds = self._gather_seconds(shape, num_decodes, row) if p.dcp > 1 else 0.0
         if p.pcp == 1:
             return seconds
-        row = shape.heads * shape.head_dim * p.dtype_bytes
         result = row + shape.heads * LSE_BYTES
         others = p.pcp - 1
         if p.masters:  # queries to the others, their results back
