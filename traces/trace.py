@@ -226,6 +226,7 @@ class Trace:
     slo_class: Labels | None = None
     chunks: Chunks | None = None
     after: After | None = None
+    answers_stay: bool = False  # turns hold the answers to those they continue (``traces.answers``)
     source: str = "unnamed"
     notes: tuple[str, ...] = field(default=())  # e.g. "3 rows skipped: output_tokens = 0"
 
@@ -322,6 +323,7 @@ class Trace:
         meta = {
             "source": self.source,
             "notes": list(self.notes),
+            "answers_stay": self.answers_stay,
             "block_tokens": self.prefix.block_tokens if self.prefix is not None else None,
         }
         return pa.table(arrays).replace_schema_metadata({METADATA_KEY: json.dumps(meta)})
@@ -360,7 +362,7 @@ FLOAT_COLUMNS = ("arrival", "think_time")
 INT_COLUMNS = ("prompt_tokens", "output_tokens", "session", "turn", "priority")
 RAGGED_COLUMNS = ("prefix", "chunks", "after")
 LABEL_COLUMNS = ("tenant", "adapter", "model", "slo_class")
-COLUMNS = tuple(f.name for f in fields(Trace) if f.name not in {"source", "notes"})
+COLUMNS = tuple(f.name for f in fields(Trace) if f.name not in {"answers_stay", "source", "notes"})
 
 
 def _column(name: str, values: Any, dtype: type[np.generic], where: str | None = None) -> NDArray[Any]:

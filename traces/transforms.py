@@ -153,7 +153,8 @@ def merge(traces: Sequence[Trace], *, share_prefixes: bool = False) -> Trace:
         if values is not None
     }
     notes = tuple(f"{t.source}: {note}" for t in traces for note in t.notes)
-    return Trace(**taken, source=" + ".join(t.source for t in traces), notes=notes)
+    stay = all(t.answers_stay for t in traces if t.session is not None) and taken.get("session") is not None
+    return Trace(**taken, answers_stay=stay, source=" + ".join(t.source for t in traces), notes=notes)
 
 
 _NOT_GIVEN: dict[str, float] = {"think_time": float("nan"), "turn": 0, "priority": 0, "session": -1}

@@ -13,6 +13,7 @@ from simpy.events import Event
 from simulator.cluster.clock import ARRIVAL, Clock
 from simulator.kv.prefix import BlockTable
 from simulator.scheduling.request import Request
+from traces.answers import heirs
 from traces.trace import Trace
 
 Deliver = Callable[[Request, float], None]
@@ -48,6 +49,10 @@ class Arrivals:
         self._users = users
         self._progress = progress
         self._prefix = trace.prefix if use_prefix else None
+        self._table_of = self._table
+        if self._prefix is not None and trace.answers_stay:
+            self._heirs = heirs(trace)
+            self._table_of = self._table_with_answer
         self._paused = bool(self._followers)  # turns wait for each other
         self._labelled = trace.tenant is not None or trace.slo_class is not None or self._paused
         self._stride = 1  # trace blocks per engine block
@@ -104,7 +109,7 @@ class Arrivals:
             if skipped:
                 self._follow(row, time)
             else:
-                table = None if self._prefix is None else self._table(row)
+                table = None if self._prefix is None else self._table_of(row)
                 request = Request(row, time, prompt, output, priority, table)
                 if self._labelled:
                     self._label(request)
@@ -135,6 +140,17 @@ class Arrivals:
         begin, end = blocks.offsets[row], blocks.offsets[row + 1]
         return BlockTable(blocks.ids[begin + self._stride - 1 : end : self._stride].tolist())
 
+    def _table_with_answer(self, row: int) -> BlockTable:
+        """The ids of the prompt's blocks, and of those that its answer fills."""
+        blocks, heir = self._prefix, self._heirs[row]
+        if heir < 0:
+            return self._table(row)
+        assert blocks is not None
+        tokens = int(self.trace.prompt_tokens[row] + self.trace.output_tokens[row]) - 1  # the last one has no KV
+        begin, end = blocks.offsets[heir], blocks.offsets[heir + 1]
+        end = min(end, begin + tokens // blocks.block_tokens)
+        return BlockTable(blocks.ids[begin + self._stride - 1 : end : self._stride].tolist())
+
     def _follow(self, row: int, time: float) -> None:
         for follower, delay in self._followers.pop(row, ()):
             self._missing[follower] -= 1
@@ -158,7 +174,7 @@ class Arrivals:
                 self._follow(row, time)
                 return
             priority = 0 if trace.priority is None else int(trace.priority[row])
-            table = None if self._prefix is None else self._table(row)
+            table = None if self._prefix is None else self._table_of(row)
             prompt, output = int(trace.prompt_tokens[row]), int(trace.output_tokens[row])
             request = Request(row, time, prompt, output, priority, table)
             if self._labelled:

@@ -37,7 +37,8 @@ class Run:
 class BlockTable:
     """The cached blocks one request holds, and the ids of its prompt blocks.
 
-    ``ids[i]`` names engine blocks ``[i * unit, (i + 1) * unit)`` of the prompt; blocks past them are the request's own
+    ``ids[i]`` names engine blocks ``[i * unit, (i + 1) * unit)`` of the prompt, and of its answer where a later prompt
+    holds that; blocks past them are the request's own
     (its last partial trace block and its output): nobody else can hit them, the request itself can after preemption.
     """
 
@@ -297,6 +298,9 @@ class PrefixCache(BlockPool):
             return
         runs = table.runs
         held = runs[-1].hi if runs else 0
+        if held < full_blocks and held < len(table.ids) * self.unit:  # its answer has ids: the next turn may hit it
+            self.cache(table, full_blocks)
+            held = runs[-1].hi
         if full_blocks > held:
             self.cached += full_blocks - held
             self._append_own(table, held, full_blocks, returns=returns)

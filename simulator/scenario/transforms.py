@@ -10,7 +10,7 @@ import numpy as np
 
 from simulator.core.random import Streams
 from simulator.scenario.workload import Transform
-from traces import adapters, models, programs, tenants, transforms
+from traces import adapters, answers, models, programs, tenants, transforms
 from traces.trace import Trace
 
 Change = Callable[[Trace, Any, np.random.Generator], Trace]  # (trace, the field's value, random draws)
@@ -38,6 +38,7 @@ CHANGES: Mapping[str, Change] = {
     "adapters": lambda trace, asked, rng: adapters.with_adapters(
         trace, asked.count, rng, zipf=asked.zipf, in_turn=asked.in_turn, merged=asked.merged
     ),
+    "answers": lambda trace, _, __: answers.with_answers(trace),
     "cache_salt": lambda trace, by, _: tenants.salted(trace, by),
 }
 

@@ -200,6 +200,8 @@ class Transform:
     """Draw tenants. A plain number is how many."""
     adapters: Annotated[AdapterMix, Shorthand("count", number=True)] | None = None
     """Draw adapters. A plain number is how many."""
+    answers: Literal["in_next_turn"] | None = None
+    """A turn's prompt holds the answers to the turns it continues, so that what they generated is a prefix hit."""
     cache_salt: Literal["tenant", "session"] | None = None
     """Requests hit the prefix cache's blocks of their own tenant (or conversation) only, as with vLLM's cache_salt."""
 

@@ -143,22 +143,42 @@ def test_bailian_chats_become_sessions_and_content_hashes_chains(write):
     assert image[0] not in first  # block 2 begins this prompt, and is second in the others
 
 
-def test_weka_agents_are_sessions_and_ids_stay_in_their_conversation(write):
+def test_weka_sub_agents_are_called_and_waited_for_and_ids_stay_in_their_conversation(write):
     trace = read_trace(write("w.jsonl", lines(WEKA)))
     assert trace.arrival.tolist() == [0.0, 0.0, 4.5, 6.0, 9.0]
     assert trace.session is not None
-    assert len(set(trace.session.tolist())) == 3
+    assert trace.session.tolist() == [0, 1, 0, 0, 0]
+    assert trace.turn is not None
+    assert trace.after is not None
+    assert trace.turn.tolist() == [0, 0, 1, 2, 3]
+    assert [trace.after.take(np.array([i])).turns.tolist() for i in range(5)] == [[], [], [0], [1], [0, 2]]
     main, other, sub, _, later = (trace.prefix.row(i).tolist() for i in range(5))
     assert later[:3] == main
     assert not set(main) & set(other)
     assert not set(main) & set(sub)
     assert trace.think_time is not None
-    np.testing.assert_array_equal(trace.think_time, [np.nan, np.nan, np.nan, 1.0, 2.5])
+    np.testing.assert_array_equal(trace.think_time, [np.nan, np.nan, 4.5, 1.0, 3.0])
     shared = read_trace(write("w.jsonl", lines(WEKA)), share_system_prompts=True, session_rate=0.5)
     assert shared.arrival.tolist() == [0.0, 2.0, 4.5, 6.0, 9.0]
     a, b = shared.prefix.row(0).tolist(), shared.prefix.row(1).tolist()
     assert a[:2] == b[:2]
     assert a[2] != b[2]
+
+
+def test_weka_a_sub_agent_began_before_it_returned(write):
+    record = {
+        "id": "a", "block_size": 64, "hash_id_scope": "local", "tool_tokens": 64, "system_tokens": 64, "requests": [
+            {"t": 0.0, "in": 200, "out": 5, "api_time": 2.0, "h": [[1, 3]]},
+            {"t": 20.0, "type": "subagent", "duration_ms": 17000, "requests": [
+                {"t": 0.0, "in": 130, "out": 3, "api_time": 1.0, "h": [[9, 2]]}]},
+            {"t": 15.0, "in": 260, "out": 5, "api_time": 1.0, "think_time": 13.0, "h": [[1, 4]]},
+            {"t": 21.0, "in": 330, "out": 5, "think_time": 5.0, "h": [[1, 5]]}]}  # fmt: skip
+    trace = read_trace(write("w.jsonl", lines([record])))
+    assert trace.arrival.tolist() == [0.0, 3.0, 15.0, 21.0]  # in the background of the turn at 15 s
+    assert trace.after is not None
+    assert trace.think_time is not None
+    assert [trace.after.take(np.array([i])).turns.tolist() for i in range(4)] == [[], [0], [0], [2, 1]]
+    np.testing.assert_array_equal(trace.think_time, [np.nan, 1.0, 13.0, 5.0])
 
 
 def test_sharegpt_history_grows_with_questions_and_answers(write):

@@ -162,7 +162,9 @@ def _read_parquet(source: Source, columns: Mapping[str, str], seconds_per_unit: 
         chunks = chunks.take(order)
     if after is not None:
         after = after.take(order)
-    return replace(trace, prefix=prefix, chunks=chunks, after=after, notes=(*meta.get("notes", ()), *trace.notes))
+    stay = meta.get("answers_stay") is True
+    notes = (*meta.get("notes", ()), *trace.notes)
+    return replace(trace, prefix=prefix, chunks=chunks, after=after, answers_stay=stay, notes=notes)
 
 
 def _strings(source: Source, name: str, column: Any) -> Any:

@@ -5,8 +5,10 @@ Source: github.com/callanjfox/kv-cache-tester (Apache-2.0), in the compact form:
 and ``h``, its block ids run-length coded as ``[[first, count], ...]``; an entry of type ``subagent`` nests the requests
 of another agent, timed from its own ``t``.
 
-Each agent is a session: the main one of a conversation and every sub-agent. A sub-agent's first turn comes when the
-conversation's clock says so, since nothing in the table can say "when the parent calls it". Ids are local to their
+A conversation is a session, sub-agents included, its turns numbered by recorded time. A sub-agent's entry is written
+when it returns: it began ``duration_ms`` earlier (without that, at its ``t``). Its first turn waits for the turn of its
+parent that called it, each later turn for the agent's own one before, and the parent's next turn for the sub-agents
+that have returned by then (column ``after``); ``think_time`` is what passed between. Ids are local to their
 conversation and are made disjoint. Conversations have no common clock: all start at 0 s unless ``session_rate`` spreads
 them evenly.
 """
@@ -21,18 +23,37 @@ import numpy as np
 
 from traces.formats.base import MAX_TOKENS, Format, Rows, Sample, Source, read_jsonl
 from traces.prefix import cut_to_full_blocks, ensure_chained, from_rows
-from traces.trace import Trace
+from traces.trace import After, Trace
 
 
 @dataclass(slots=True)
 class _Request:
     line: int
     conversation: int  # which ids belong together
-    session: int
-    turn: int
     entry: dict[str, Any]
-    at: float  # s, start of its agent
+    start: float  # s, of its agent
     shared: tuple[int, int, str] | None  # key of the tool and system prompt, where it is taken as common
+    waits: list[_Request]
+    think: float = float("nan")  # s from the end of the last of those to this one
+    turn: int = 0
+
+    @property
+    def time(self) -> float:
+        """Recorded arrival, s."""
+        return self.start + _number(self.entry.get("t"))
+
+    @property
+    def end(self) -> float:
+        """Recorded end, s."""
+        return self.time + _number(self.entry.get("api_time"))
+
+
+@dataclass(slots=True)
+class _Agent:
+    """A sub-agent that has been called: its last turn, and when it returned (s)."""
+
+    last: _Request
+    returned: float
 
 
 def read(
@@ -67,13 +88,15 @@ def read(
     if session_rate is None:
         rows.remarks.append("conversations have no common clock: every one starts at 0 s (spread them: session_rate)")
     turn = np.array([r.turn for r in requests], dtype=np.int64)
+    after = None if open_loop else After.of([[other.turn for other in r.waits] for r in requests])
     return rows.build(
-        arrival=rows.floats("t", low=0) + np.array([r.at for r in requests]) + start,
+        arrival=rows.floats("t", low=0) + np.array([r.start for r in requests]) + start,
         prompt_tokens=prompt,
         output_tokens=rows.tokens("out"),
-        session=np.array([r.session for r in requests], dtype=np.int64),
+        session=np.array([r.conversation for r in requests], dtype=np.int64),
         turn=turn,
-        think_time=None if open_loop else _think_times(rows, turn),
+        think_time=None if open_loop else np.array([r.think for r in requests]),
+        after=after,
         prefix=cut_to_full_blocks(prefix, prompt),
         model=rows.labels("model"),
         nested=True,
@@ -81,25 +104,58 @@ def read(
 
 
 def _all_requests(outer: Rows) -> Iterator[_Request]:
-    next_session = 0
     for i, entries in enumerate(outer.columns["requests"]):
-        line = int(outer.line[i])
         if not isinstance(entries, list):
-            outer.fault(line, "requests is not a list")
+            outer.fault(int(outer.line[i]), "requests is not a list")
             continue
-        agents = [(entries, 0.0)]
-        while agents:
-            agent, start = agents.pop()
-            session, next_session, turn = next_session, next_session + 1, 0
-            for entry in agent:
-                if not isinstance(entry, dict):
-                    outer.fault(line, f"a request is not an object but {type(entry).__name__}")
-                elif isinstance(nested := entry.get("requests"), list):
-                    t = entry.get("t")
-                    agents.append((nested, start + (float(t) if isinstance(t, int | float) else 0.0)))
-                else:
-                    yield _Request(line, i, session, turn, entry, start, _shared_key(outer, i, entry, start))
-                    turn += 1
+        found: list[_Request] = []
+        _agent(outer, i, entries, 0.0, None, found)
+        by_time = sorted(range(len(found)), key=lambda k: (found[k].time, k))
+        for turn, k in enumerate(by_time):
+            found[k].turn = turn
+        yield from found
+
+
+def _agent(
+    outer: Rows, i: int, entries: list[Any], start: float, caller: _Request | None, found: list[_Request]
+) -> _Request | None:
+    """Collect an agent's turns and those of the agents it calls; returns its last turn."""
+    last: _Request | None = None
+    called: list[_Agent] = []
+    for entry in entries:
+        if not isinstance(entry, dict):
+            outer.fault(int(outer.line[i]), f"a request is not an object but {type(entry).__name__}")
+        elif isinstance(nested := entry.get("requests"), list):
+            returned = start + _number(entry.get("t"))
+            began = max(returned - _number(entry.get("duration_ms")) / 1000.0, start)
+            parent = last if last is not None else caller
+            end = _agent(outer, i, nested, began, parent, found)
+            if end is not None:
+                called.append(_Agent(end, returned))
+        else:
+            request = _Request(int(outer.line[i]), i, entry, start, _shared_key(outer, i, entry, start), [])
+            back = [agent for agent in called if agent.returned <= request.time]
+            called = [agent for agent in called if agent.returned > request.time]
+            before = last if last is not None else caller
+            known = [r for r in (before, *(agent.last for agent in back)) if r is not None]
+            request.waits = [r for r in known if r.time < request.time]
+            _set_think(request, alone=last is not None and not back)
+            found.append(request)
+            last = request
+    return last
+
+
+def _set_think(request: _Request, *, alone: bool) -> None:
+    """alone: it follows the agent's turn before and nothing else, so the file's own think time holds."""
+    recorded = request.entry.get("think_time")
+    if request.waits and alone and isinstance(recorded, int | float) and recorded >= 0:
+        request.think = float(recorded)
+    elif request.waits:
+        request.think = max(request.time - max(other.end for other in request.waits), 0.0)
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and 0 <= value < float("inf") else 0.0
 
 
 def _shared_key(outer: Rows, i: int, entry: dict[str, Any], start: float) -> tuple[int, int, str] | None:
@@ -113,15 +169,9 @@ def _shared_key(outer: Rows, i: int, entry: dict[str, Any], start: float) -> tup
 def _rows(source: Source, outer: Rows, requests: list[_Request]) -> Rows:
     rows = Rows(source, np.array([r.line for r in requests], dtype=np.int64), {}, np.ones(len(requests), dtype=bool))
     rows.faults, rows.count = outer.faults, outer.count
-    for name in ("t", "in", "out", "think_time", "model", "h"):
+    for name in ("t", "in", "out", "model", "h"):
         rows.columns[name] = [r.entry.get(name) for r in requests]
     return rows
-
-
-def _think_times(rows: Rows, turn: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """NaN for an agent's first turn, and where the file gives no think time (the recorded arrival then stands)."""
-    values = [float(v) if type(v) in (int, float) and v >= 0 else float("nan") for v in rows.columns["think_time"]]
-    return np.where((turn > 0) & np.isfinite(values), values, np.nan)
 
 
 def _prefix(rows: Rows, requests: list[_Request], block_tokens: int, *, share: bool) -> Any:
