@@ -50,8 +50,8 @@ QUERIES = 64  # of a block
 SPLIT_BELOW = 0.8 * 2  # blocks per SM
 # SMs and L2 in 10^6 bytes, as the makers' data sheets and CUDA's device query give them.
 CHIPS = {
-    "A10G": (80, 6), "L4": (58, 48), "A40": (84, 6), "RTX-A5000": (64, 6), "A100": (108, 40), "L40S": (142, 96),
-    "RTX-4090": (128, 72), "RTX-PRO-6000": (188, 128),
+    "A10": (72, 6), "A10G": (80, 6), "L4": (58, 48), "A40": (84, 6), "RTX-A5000": (64, 6), "RTX-A6000": (84, 6),
+    "A100": (108, 40), "L40S": (142, 96), "RTX-4090": (128, 72), "RTX-PRO-6000": (188, 128),
 }  # fmt: skip
 
 Beside = Callable[[float, int, int, int, int, float], float]
