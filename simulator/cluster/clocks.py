@@ -181,7 +181,7 @@ class Clocks:
         if not (0 <= order.group < len(self._groups) and MIN_CLOCK <= order.clock <= 1 and order.after_s >= 0):
             raise PolicyError(
                 f"clock controller {self.plan.policy!r} orders {order}.",
-                remedy=f"Clocks are shares from {MIN_CLOCK:g} to 1 of the maximum, groups 0 to {len(self._groups) - 1}.",
+                remedy=f"Clocks are shares from {MIN_CLOCK:g} to 1, groups 0 to {len(self._groups) - 1}.",
             )
 
     def _carry_out(self, order: Order, now: float, _: object) -> None:
