@@ -9,17 +9,21 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
 BIN := .venv/bin
 RUN_STAMP := .venv/.stamp-run
 DEV_STAMP := .venv/.stamp-dev
+FAST_STAMP := .venv/.stamp-fast
+FAST_TESTS := tests/native tests/golden tests/replica tests/cluster/test_conservation.py tests/cluster/test_vllm_logs.py
 PROFILE_BIN := .venv-profile/bin
 PROFILE_STAMP := .venv-profile/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-profiler lint bench survey docs sample clean validation calibrations
+.PHONY: help run fast test test-fast test-profiler lint bench survey docs sample clean validation calibrations
 
 help:
 	@sed -n '2,5s/^# \{0,1\}//p' Makefile
 	@echo "  make lint   ruff, mypy, import-linter     make bench  speed of the simulator"
 	@echo "  make docs   regenerate docs from code     make clean  remove .venv, caches and runs"
 	@echo "  make survey   published systems, scored   make validation, make calibrations   DATA=folder of measurements"
+	@echo "  make fast   compile the modules every request passes through (needs a C compiler)"
+	@echo "  make test-fast   the tests of what is compiled, quickly, as it is compiled"
 	@echo "  make test-profiler   tests that need torch, in .venv-profile"
 
 $(BIN)/python:
@@ -36,6 +40,20 @@ $(DEV_STAMP): pyproject.toml | $(BIN)/python
 
 run: $(RUN_STAMP)
 	$(BIN)/windtunnel run scenarios/quickstart.yaml
+
+# Optional: the same results from machine code (docs/performance.md). An edited source runs as it is until made again.
+$(FAST_STAMP): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fast]'
+	@touch $(RUN_STAMP) $@
+
+fast: $(FAST_STAMP)
+	$(BIN)/python -m simulator.native.build
+	$(BIN)/windtunnel --version
+
+# In a folder of its own and hardly optimized, so that it takes less than a minute.
+test-fast: $(DEV_STAMP) $(FAST_STAMP)
+	$(BIN)/python -m simulator.native.build --optimize 0 build/core-test
+	WINDTUNNEL_CORE=build/core-test $(BIN)/python -m pytest -q $(FAST_TESTS)
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .

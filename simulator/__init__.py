@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from simulator import native as native  # first: it decides where the modules below come from
+
 __version__ = "0.1.0"
 
 

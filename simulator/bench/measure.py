@@ -23,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from simulator import native
 from simulator.cluster.yardstick import timeouts_per_cpu_s
 from simulator.core.errors import UserError
 from simulator.core.names import suggestion
@@ -42,6 +43,7 @@ class Measurement:
     steps: int
     repeats: int
     simpy_timeouts_per_cpu_s: float  # how fast this machine was just then: SimPy alone in the same process
+    core: str  # compiled, or pure Python
     about: str
 
 
@@ -128,6 +130,7 @@ def run_case(name: str, path: Path | None) -> Measurement:
         steps=steps,
         repeats=case["repeats"],
         simpy_timeouts_per_cpu_s=statistics.median(yard),
+        core=native.CORE,
         about=case["about"],
     )
 

@@ -21,6 +21,7 @@ def bench(
     """Measure the simulator's own speed and memory on fixed cases."""
     from dataclasses import asdict
 
+    from simulator import native
     from simulator.bench.measure import Measurement, cases, measure, select
 
     if list_cases:
@@ -49,4 +50,5 @@ def bench(
             for result in found
         ]
     )
+    out().print(f"Core: {native.CORE}.", style="dim", markup=False)
     out().print("Medians over repeats; SimPy alone on this machine beside them, to compare machines.", style="dim")

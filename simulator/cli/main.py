@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from simulator import __version__
+from simulator import __version__, native
 from simulator.cli import (
     bench,
     cache,
@@ -81,7 +81,7 @@ class Group(typer.core.TyperGroup):
 
 def version(show: bool) -> None:
     if show:
-        print(f"windtunnel {__version__}")
+        print(f"windtunnel {__version__} (core: {native.CORE})")
         raise typer.Exit
 
 

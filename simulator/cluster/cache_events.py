@@ -40,3 +40,16 @@ class CacheEvents:
             self._index.add(self._replica, [block for block, held in self._changes.items() if held])
             self._index.remove(self._replica, [block for block, held in self._changes.items() if not held])
             self._changes.clear()
+
+
+class RankCacheEvents(CacheEvents):
+    """The replica holds a block as long as one of its ranks does."""
+
+    def __init__(self, pools: Sequence[BlockPool], replica: int, index: PrefixIndex | None) -> None:
+        super().__init__(pools[0], replica, index)
+        self._pools = [pool for pool in pools if isinstance(pool, PrefixCache)]
+        for pool in self._pools:
+            pool.publish(self._stored, self._removed)
+
+    def _removed(self, ids: Sequence[int]) -> None:
+        super()._removed([block for block in ids if not any(pool.holds(block) for pool in self._pools)])

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from simulator.cluster.cache_events import CacheEvents
+from simulator.cluster.cache_events import CacheEvents, RankCacheEvents
 from simulator.cluster.plan import ClusterPlan, Group
 from simulator.core.errors import ScenarioError
 from simulator.cost.power import ClockedCost
 from simulator.cost.step import OperatorCost
-from simulator.kv.pool import BlockPool
-from simulator.kv.prefix import PrefixCache
 from simulator.replica.engine import Engine
 from simulator.replica.pipeline import PipelineEngine
 from simulator.replica.wave import WaveEngine
@@ -18,19 +14,6 @@ from simulator.routing.prefix_index import PrefixIndex
 from simulator.scheduling import POLICIES
 
 MOVERS = {"disaggregation": "disaggregation", "life": "scaling and faults", "migration": "migration"}
-
-
-class RankCacheEvents(CacheEvents):
-    """The replica holds a block as long as one of its ranks does."""
-
-    def __init__(self, pools: Sequence[BlockPool], replica: int, index: PrefixIndex | None) -> None:
-        super().__init__(pools[0], replica, index)
-        self._pools = [pool for pool in pools if isinstance(pool, PrefixCache)]
-        for pool in self._pools:
-            pool.publish(self._stored, self._removed)
-
-    def _removed(self, ids: Sequence[int]) -> None:
-        super()._removed([block for block in ids if not any(pool.holds(block) for pool in self._pools)])
 
 
 def cache_events(engine: Engine | PipelineEngine, replica: int, index: PrefixIndex | None) -> CacheEvents:

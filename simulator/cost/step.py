@@ -22,6 +22,7 @@ from simulator.cost.tensor_cuts import best_cut, blocks_of_layer
 from simulator.model.architecture import Layer, Model
 from simulator.model.formats import weight_format
 from simulator.model.weights import format_of, vocab_rows
+from simulator.native.attributes import mypyc_attr
 
 PIECE_LAUNCHES = 2  # per layer outside a full graph: the piece between two attentions, and attention
 FOREVER = 1 << 40  # steps: the price never bends
@@ -65,6 +66,7 @@ class Decode(NamedTuple):
     tail: float  # per token that the longest context is ahead, see ``flash_attention``
 
 
+@mypyc_attr(allow_interpreted_subclasses=True, serializable=True)  # with_overhead copies
 class OperatorCost:
     """Prices the steps of one model replica. Implements ``StepCost``, and ``UnevenStepCost`` where lengths matter.
 
@@ -302,6 +304,15 @@ class OperatorCost:
         """Contexts clipped to a window are equal, or nearly: those layers have no tail."""
         known = zip(self.blocks, self.attention_shapes, strict=True)
         return sum(count * b.tail_s(n) for b, (shape, count) in known if b is not None and shape.window is None)
+
+    def tokens_s(self, tokens: int, sampled: int) -> float:
+        """GPU seconds of a step's tokens but for attention, ``sampled`` of them with logits; 0 without tokens."""
+        rows = self._by_tokens[self.overhead.padded(tokens)] if tokens else 0.0
+        return rows + (self._by_sampled[sampled] if sampled else 0.0)
+
+    def attention_of_chunk(self, new: int, computed: int) -> float:
+        """GPU seconds of all layers' attention of one chunk, in kernels of its own."""
+        return self._chunk_times * self._chunk(new, computed) + self._prefill_launch
 
     def _mixed_tokens(self, tokens: int) -> float:
         return self._by_tokens[self.overhead.padded(tokens)] + self._prefill_launch

@@ -14,6 +14,7 @@ from math import inf, sqrt
 from typing import Protocol
 
 from simulator.cost.interface import StepCost, uneven_cost
+from simulator.native.attributes import mypyc_attr
 from simulator.replica.recorder import BUFFER, Recorder
 from simulator.replica.steps import (
     Action,
@@ -43,6 +44,7 @@ class Observer(Protocol):
         ...
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Engine:
     """A replica's engine. The cluster calls ``add`` when a request arrives and ``run_until`` past ``wake_time``."""
 

@@ -134,7 +134,7 @@ class WaveEngine(Engine):
             number = (self._first_rank + i) % n
             rank = ranks[number]
             waiting = len(rank.waiting)
-            score: float = waiting + len(rank.running) - gone[number]
+            score = float(waiting + len(rank.running) - gone[number])
             if waiting:
                 usage = 1.0 - rank.pool.free / rank.pool.num_blocks
                 score += waiting * 6.0 * max(0.0, usage - 0.5)

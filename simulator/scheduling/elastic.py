@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from simulator.scheduling.policy import Policy
 from simulator.scheduling.request import Request
@@ -51,13 +50,13 @@ class Allotment:
     pauses: bool = False
 
 
-class ElasticPolicy(Policy, Protocol):
+class ElasticPolicy(Policy):
     """A policy that also decides which instances compute what. ``schedule`` plans the decode group's next step."""
 
     def allot(self, state: EngineState, instances: Instances) -> Allotment | None:
         """Prompts to begin with now; None: none. Changes nothing."""
-        ...
+        raise NotImplementedError
 
     def grows_by(self, state: EngineState, instances: Instances) -> int:
         """Idle instances that join the decode group before its next step. Changes nothing."""
-        ...
+        raise NotImplementedError

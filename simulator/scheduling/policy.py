@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from simulator.core.errors import PolicyError
 from simulator.core.registry import Registry
+from simulator.native.attributes import mypyc_attr
 from simulator.scheduling.args import EngineArgs, Speculation
 from simulator.scheduling.request import Request
 from simulator.scheduling.state import EngineState
 from simulator.scheduling.step import Step
 
 
-class Policy(Protocol):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Policy:
     """Decides which tokens an engine computes next.
 
     A policy is constructed with the engine's arguments and keeps no state of its own beyond what its paper's algorithm
@@ -48,7 +50,8 @@ class Policy(Protocol):
     holds: ClassVar[bool] = False
     """Whether it asks the state how many blocks a request holds (``blocks_of``), which KV compression may change."""
 
-    def __init__(self, args: EngineArgs) -> None: ...
+    def __init__(self, args: EngineArgs) -> None:
+        del args
 
     @classmethod
     def slice_of(cls, args: EngineArgs) -> int:
@@ -58,16 +61,16 @@ class Policy(Protocol):
 
     def prepare(self, state: EngineState) -> None:
         """Once, before the first request: choose the waiting queue."""
-        ...
+        del state
 
     def arrive(self, state: EngineState, request: Request) -> bool:
         """Queue a new request. True when it might be scheduled before anything else changes: a running span of
         decode steps is then cut short, so that the next step can be planned with it."""
-        ...
+        raise NotImplementedError
 
     def schedule(self, state: EngineState) -> Step | None:
         """Plan the next step; None when there is nothing to compute."""
-        ...
+        raise NotImplementedError
 
 
 # Arguments that steer chunks and blocks as they are taken: nothing to policies that do without either.

@@ -24,7 +24,8 @@ class PriorityQueue:
     def append(self, request: Request) -> None:
         heappush(self._heap, (request.priority, request.arrival, request.row, request))
 
-    appendleft = append  # a preempted request finds its place by itself
+    def appendleft(self, request: Request) -> None:
+        self.append(request)  # a preempted request finds its place by itself
 
     def popleft(self) -> Request:
         return heappop(self._heap)[3]

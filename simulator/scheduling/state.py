@@ -17,6 +17,7 @@ from typing import Protocol, Self
 from simulator.kv.pool import BlockPool
 from simulator.kv.prefix import NO_HIT, BlockTable, Hit, PrefixCache
 from simulator.kv.tiers import TierStack
+from simulator.native.attributes import mypyc_attr
 from simulator.scheduling.args import EngineArgs
 from simulator.scheduling.request import Request
 from simulator.scheduling.step import Step
@@ -34,6 +35,7 @@ class Queue(Protocol):
     def popleft(self) -> Request: ...
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class EngineState:
     """Queues, blocks and batch of one replica. Policies call its methods; nothing else mutates it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from simulator.core.options import NoOptions, read_options
 from simulator.kv.prefix import NO_HIT
+from simulator.native.attributes import mypyc_attr
 from simulator.scheduling.args import EngineArgs
 from simulator.scheduling.policy import POLICIES, Policy
 from simulator.scheduling.queues import PriorityQueue
@@ -14,7 +15,7 @@ from simulator.scheduling.step import DECODE, Step
 Shares = dict[Request, tuple[int, int]]  # tokens and blocks given to running requests in this step
 
 
-@POLICIES.register("vllm")
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Vllm(Policy):
     """vLLM V1: one token budget per step for running requests first, then waiting ones; chunked prefill.
 
@@ -202,3 +203,6 @@ class Vllm(Policy):
         if self.by_priority:
             return max(state.running, key=lambda request: (request.priority, request.arrival))
         return next(reversed(state.running))
+
+
+POLICIES.register("vllm")(Vllm)

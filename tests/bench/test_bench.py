@@ -33,7 +33,7 @@ def test_a_case_measures_what_it_says(chat: Measurement) -> None:
     # Far from any machine's truth, yet wrong units (milliseconds, kibibytes) would be further.
     assert 1_000 < chat.requests_per_cpu_s < 1_000_000
     assert 40 < chat.peak_rss_mb < 1000
-    assert chat.simpy_timeouts_per_cpu_s > 10 * chat.requests_per_cpu_s
+    assert chat.simpy_timeouts_per_cpu_s > 2 * chat.requests_per_cpu_s  # each takes an event or two at least
 
 
 def test_the_work_of_a_case_is_the_same_every_time(chat: Measurement, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from simulator import __version__
+from simulator import __version__, native
 from simulator.cli.console import cell
 from simulator.cli.main import COMMANDS, GROUPS, app
 
@@ -324,4 +324,4 @@ class TestDocs:
         assert set(seen) == {*COMMANDS, *GROUPS}
 
     def test_version(self) -> None:
-        assert good("--version").strip() == f"windtunnel {__version__}"
+        assert good("--version").strip() == f"windtunnel {__version__} (core: {native.CORE})"
