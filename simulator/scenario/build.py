@@ -12,6 +12,7 @@ from simulator.cost.beside import beside
 from simulator.cost.calibrated import Calibrated, cost_model
 from simulator.cost.calibration import Calibration, choose
 from simulator.cost.defaults import NEWEST, batch_defaults, engine_overhead
+from simulator.cost.finetuning import Finetuning, FinetuningCost
 from simulator.cost.hosted import Offload
 from simulator.cost.interface import StepCost
 from simulator.cost.memory import MemoryPlan, memory_plan
@@ -34,7 +35,7 @@ from simulator.scenario.adapters import build_lora, check_moves
 from simulator.scenario.cluster import GroupSpec
 from simulator.scenario.config import Scenario, SloSpec
 from simulator.scenario.drafter import build_drafter
-from simulator.scenario.engine import EngineSpec, ModelSpec
+from simulator.scenario.engine import EngineSpec, HardwareSpec, ModelSpec
 from simulator.scenario.front import front_plan
 from simulator.scenario.hosted import build_offload
 from simulator.scenario.kv import check_holding, holding, without_prefixes
@@ -68,6 +69,7 @@ class Setup:
     tiers: TierSet | None = None  # slower places for KV
     drafter: Drafter | None = None  # who drafts; None: nobody
     lora: LoraPlan | None = None  # adapters; None: they cost nothing
+    job: Finetuning | None = None  # beside the requests
     holding: Holding | None = None  # KV blocks of a request where they are other than one per block_size tokens
     name: str = "replicas"  # of the group
     replicas: int = 1
@@ -137,6 +139,11 @@ def build(scenario: Scenario) -> Setup:
             drafter = build_drafter(engine.speculative_config, cost)
             given_blocks = engine.num_gpu_blocks_override is not None
             memory = beside(memory, drafter.weight_bytes, drafter.kv_bytes_per_token, given_blocks=given_blocks)
+    if engine.finetuning is not None:
+        with at("engine.finetuning"):
+            check_alone(engine, args, scenario.hardware)
+            size, given_blocks = round(engine.finetuning.memory_bytes), engine.num_gpu_blocks_override is not None
+            memory = beside(memory, size, 0.0, given_blocks=given_blocks)
     lora = None
     if engine.lora_config is not None:
         with at("engine.lora_config"):
@@ -168,6 +175,7 @@ def build(scenario: Scenario) -> Setup:
         tiers=build_tiers(engine, args, served, memory, card),
         drafter=drafter,
         lora=lora,
+        job=None if engine.finetuning is None else engine.finetuning.build_job(),
         holding=holding(smaller_kv(spec), args, cost.placed),
     )
 
@@ -288,9 +296,23 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
     return plan
 
 
+def check_alone(engine: EngineSpec, args: EngineArgs, hardware: HardwareSpec) -> None:
+    """Raises ScenarioError where a fine-tuning job stands beside what it does not go with."""
+    several = max(args.pipeline_parallel_size, args.data_parallel_size, args.prefill_context_parallel_size) > 1
+    clocked = hardware.power_cap_w is not None or hardware.clock != 1.0
+    if several or clocked or engine.enable_eplb or engine.lora_config or engine.speculative_config:
+        raise ScenarioError(
+            "fine-tuning is not modelled beside speculation, adapters, pipelines, data-parallel or context-parallel "
+            "ranks and power caps.",
+            remedy="Use tensor_parallel_size alone.",
+        )
+
+
 def step_cost(setup: Setup) -> StepCost:
-    """What the steps of an engine take: its model's operators, its drafts, its clock."""
+    """What the steps of an engine take: its model's operators, its drafts or its fine-tuning job, its clock."""
     speculation = setup.args.speculation
+    if setup.job is not None:
+        return FinetuningCost(setup.cost, setup.job)
     if setup.power.setting == PowerSetting():
         if speculation is None or setup.drafter is None:
             return setup.cost

@@ -10,6 +10,7 @@ from pydantic import Field
 from simulator.cost.expert_serving import ExpertServing
 from simulator.cost.other_kernels import KernelSpeed
 from simulator.kv.eviction import EVICTIONS
+from simulator.scenario.finetuning import FinetuningSpec
 from simulator.scenario.kv import KvCompressionSpec
 from simulator.scenario.lora import LoraSpec
 from simulator.scenario.offload import OffloadSpec
@@ -254,6 +255,8 @@ class EngineSpec:
     """Schedule step N+1 while step N runs. null: as the policy does by default (vllm: true)."""
     lora_config: LoraSpec | None = None
     """LoRA adapters (docs/adapters.md)."""
+    finetuning: FinetuningSpec | None = None
+    """A fine-tuning job beside the requests (docs/adapters.md)."""
     speculative_config: SpeculativeSpec | None = None
     """Speculative decoding (docs/speculation.md)."""
     options: dict[str, Bool | Int | Number | Str] = field(default_factory=dict)

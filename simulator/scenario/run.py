@@ -12,7 +12,9 @@ from typing import Any
 from simulator import __version__
 from simulator.cluster.simulation import Simulation
 from simulator.cost.calibration import describe
+from simulator.cost.finetuning import job_of
 from simulator.metrics import analyse, summarize
+from simulator.metrics.finetuning import summarize_finetuning
 from simulator.metrics.summary import summary_window
 from simulator.replica.records import SimulationRecords
 from simulator.scenario.build import Setup, build_cluster, build_groups, make_trace
@@ -71,6 +73,10 @@ def run(
             energy=energy,
             analysis=analysis,
         )
+        jobs = {group.name: job_of(group.cost) for group in cluster.groups}
+        finetuning = summarize_finetuning(records, [jobs[replica.group] for replica in records.replicas], window)
+        if finetuning is not None:
+            summary["finetuning"] = finetuning
     scenario = resolved(scenario, groups)
     run_time = {
         "simulation_wall_s": round(simulated[0] - wall, 3),

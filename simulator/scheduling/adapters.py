@@ -22,7 +22,6 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import islice
 from typing import cast
 
@@ -398,7 +397,6 @@ class Adapting(Vllm):
         adapters.fetch(state.now, [head], 0)  # what was fetched for others would keep it out for ever
 
 
-@cache
 def adapting(policy: type[Policy]) -> type[Policy]:
     """``policy`` with adapters."""
     return cast("type[Policy]", type(f"Adapting{policy.__name__}", (Adapting, policy), {}))

@@ -13,7 +13,6 @@ SpecInfer (ASPLOS 2024, arXiv:2305.09781) for trees; names and the synthetic acc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from heapq import heappush
 from typing import cast
 
@@ -273,7 +272,6 @@ class Drafting(Vllm):
         return super().schedule(state)
 
 
-@cache
 def speculating(policy: type[Policy]) -> type[Policy]:
     """``policy`` with drafts. It ``speculates``, so its steps are vLLM's."""
     assert issubclass(policy, Vllm)
