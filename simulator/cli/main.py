@@ -32,6 +32,7 @@ from simulator.cli import (
     serve_experiment,
     survey,
     sweep,
+    tiers,
     trace,
     validate,
 )
@@ -55,6 +56,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "plan": plan.plan,
     "survey": survey.survey,
     "cache": cache.cache,
+    "tiers": tiers.tiers,
     "bench": bench.bench,
     "profile": profile.profile,
     "validate": validate.validate,

@@ -438,7 +438,8 @@ def _source(workload: Workload, seed: int) -> Trace:
     generators = Generators.of(seed)
     if workload.trace is not None:
         with at("workload.trace"):
-            return read_trace(workload.trace.path, workload.trace.format, strict=workload.trace.strict)
+            given = workload.trace
+            return read_trace(given.path, given.format, strict=given.strict, **given.options)
     if workload.preset is not None:
         preset = workload.preset
         with at("workload.preset"):

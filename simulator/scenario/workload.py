@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import field, fields
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -11,13 +11,16 @@ from simulator.scenario.spec import (
     Bool,
     Count,
     Fraction,
+    Int,
     Name,
     NonNegativeNumber,
+    Number,
     Positive,
     PositiveNumber,
     PositiveSeconds,
     Seconds,
     Shorthand,
+    Str,
     spec,
 )
 from simulator.scenario.synthetic import ArrivalsSpec, Synthetic
@@ -33,6 +36,8 @@ class TraceFile:
     """Format (`windtunnel trace formats`); null: found out from the file."""
     strict: Bool = False
     """Refuse the file when a row is bad, instead of counting and skipping it."""
+    options: dict[str, Bool | Int | Number | Str] = field(default_factory=dict)
+    """The format's own options (`windtunnel trace formats`); a wrong name is answered with the right ones."""
 
 
 @spec

@@ -1,0 +1,84 @@
+"""What each KV tier is worth: the same scenario without tiers, with the first, with the first two, and so on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from simulator.core.errors import ScenarioError
+from simulator.metrics.summary import Summary
+from simulator.scenario.build import make_trace
+from simulator.scenario.config import Scenario
+from simulator.scenario.run import run
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """One run. ``*_per_gb``: against the run before, per GB (1e9 bytes) of the last tier, all copies together."""
+
+    tiers: str  # the last one that is there; none: the GPUs' own caches alone
+    capacity_gb: float  # of the last one, all copies
+    gpu_hit_share: float  # of all prompt tokens
+    tier_hit_share: float  # the same, of all tiers together
+    read_gb: float  # from all tiers
+    written_gb: float
+    mean_ttft_s: float
+    p90_ttft_s: float
+    busy_gpu_s: float  # GPUs of all replicas, seconds in steps
+    ttft_saved_s: float  # mean per request, against the run without tiers
+    ttft_saved_s_per_gb: float | None
+    busy_gpu_s_saved_per_gb: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def tier_worth(scenario: Scenario, tell: Callable[[str], None] = lambda _: None) -> list[Worth]:
+    """Run with none, one, two, ... of ``engine.kv_tiers``. Raises ScenarioError when there are none.
+
+    tell: called with the name of each run before it starts.
+    """
+    tiers = scenario.engine.kv_tiers
+    if not tiers:
+        remedy = "Give it tiers (docs/kv-cache.md)."
+        raise ScenarioError("the scenario has no tiers to value.", where="engine.kv_tiers", remedy=remedy)
+    if any(group.engine is not None for group in scenario.cluster.groups):
+        remedy = "Give all groups the scenario's engine."
+        message = "groups with engines of their own have tiers of their own."
+        raise ScenarioError(message, where="cluster.groups", remedy=remedy)
+    trace = make_trace(scenario.workload, scenario.seed)
+    found: list[Worth] = []
+    for count in range(len(tiers) + 1):
+        name = tiers[count - 1].name if count else "none"
+        tell(name)
+        result = run(replace(scenario, engine=replace(scenario.engine, kv_tiers=tiers[:count])), trace=trace)
+        gpus = sum(group.num_gpus * group.replicas for group in result.groups)
+        replicas = sum(group.replicas for group in result.groups)
+        found.append(_worth(name, result.summary, gpus / replicas, found))
+    return found
+
+
+def _worth(name: str, summary: Summary, gpus_per_replica: float, before: list[Worth]) -> Worth:
+    kept, latency = summary["kv_tiers"], summary["latency"]["ttft_s"]
+    rows = kept["tiers"] if kept is not None else {}
+    hits = summary["engine"]["prefix_hit_ratio_run"] or 0.0
+    lower = sum(row["share"] for row in rows.values())
+    capacity = rows[name]["capacity_bytes"] / 1e9 if rows else 0.0
+    busy = summary["engine"]["busy_s"] * gpus_per_replica
+    ttft = latency["mean"] if latency["mean"] is not None else float("nan")
+    return Worth(
+        tiers=name,
+        capacity_gb=capacity,
+        gpu_hit_share=hits - lower,
+        tier_hit_share=lower,
+        read_gb=sum(row["bytes_read"] for row in rows.values()) / 1e9,
+        written_gb=sum(row["bytes_written"] for row in rows.values()) / 1e9,
+        mean_ttft_s=ttft,
+        p90_ttft_s=latency["p90"] if latency["p90"] is not None else float("nan"),
+        busy_gpu_s=busy,
+        ttft_saved_s=before[0].mean_ttft_s - ttft if before else 0.0,
+        ttft_saved_s_per_gb=(before[-1].mean_ttft_s - ttft) / capacity if before else None,
+        busy_gpu_s_saved_per_gb=(before[-1].busy_gpu_s - busy) / capacity if before else None,
+    )
