@@ -7,12 +7,14 @@ from typing import cast
 from simulator.cluster.plan import Group
 from simulator.core.errors import ScenarioError
 from simulator.core.random import streams
+from simulator.cost.remote_attention import RemoteAttention
 from simulator.cost.step import OperatorCost
 from simulator.kv.pool import BlockPool
 from simulator.kv.prefix import PrefixCache
 from simulator.replica.adapting import AdaptedCost
 from simulator.replica.elastic import ElasticEngine
 from simulator.replica.engine import Engine, Observer
+from simulator.replica.lending import LendingEngine, Loans
 from simulator.replica.pipeline import PipelineEngine
 from simulator.replica.recorder import Recorder
 from simulator.replica.shared import Processor, SharedEngine
@@ -37,9 +39,11 @@ def build_engine(
     step_mode: bool,
     sequential: bool,
     processor: Processor | None,
+    loans: Loans | None = None,
     seed: int = 0,
 ) -> Engine | PipelineEngine:
-    """The engine of a replica: on its own GPUs, on shared ones (``processor``), of data-parallel ranks, of a pipeline.
+    """The engine of a replica: on its own GPUs, on shared ones (``processor``), of data-parallel ranks, of a pipeline,
+    with KV memory that it shares (``loans``).
 
     step_mode, sequential, observer: see ``Engine``. seed: of what is drawn per request.
     """
@@ -55,6 +59,12 @@ def build_engine(
     if policies[0].elastic:
         elastic, kernels = cast("ElasticPolicy", policies[0]), cast("OperatorCost", cost)  # see ``check_ranks``
         return ElasticEngine(states[0], elastic, kernels, recorder, on_finish=on_finish, observer=observer)
+    if loans is not None:
+        state = EngineState(args, loans.pool)
+        attention = RemoteAttention(cast("OperatorCost", cost), group.count)  # see ``cluster/lending.py``
+        return LendingEngine(
+            state, policies[0], attention, recorder, loans=loans, on_finish=on_finish, observer=observer
+        )
     if processor is not None:
         return SharedEngine(*one, processor=processor, on_finish=on_finish, observer=observer)
     if len(ranks) > 1 or args.enable_eplb:

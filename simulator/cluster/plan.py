@@ -38,6 +38,7 @@ class Group:
     tiers: slower places behind the prefix cache.
     shares: group on whose GPUs these replicas run too, the first on those of its first and so on; None: on their own.
     holding: KV blocks of a request where they are other than one per ``block_size`` tokens.
+    lends: replicas take KV blocks from each other.
     lora: adapters that requests may ask for; None: they cost nothing.
     """
 
@@ -58,6 +59,7 @@ class Group:
     tiers: TierSet | None = None
     shares: str | None = None
     holding: Holding | None = None
+    lends: bool = False
     lora: LoraPlan | None = None
 
     def __post_init__(self) -> None:
@@ -65,8 +67,8 @@ class Group:
 
     @property
     def kv_blocks(self) -> int:
-        """Usable KV blocks of all ranks together."""
-        return (self.num_gpu_blocks - 1) * self.args.data_parallel_size
+        """Usable KV blocks of all ranks together; of all replicas, where they lend each other theirs."""
+        return (self.num_gpu_blocks - 1) * self.args.data_parallel_size * (self.count if self.lends else 1)
 
     @property
     def slice_tokens(self) -> int:
@@ -76,7 +78,7 @@ class Group:
     @property
     def longest_request(self) -> int:
         """Tokens, prompt and output. The last token needs no KV of its own."""
-        blocks, size = self.num_gpu_blocks - 1, self.args.block_size
+        blocks, size = (self.num_gpu_blocks - 1) * (self.count if self.lends else 1), self.args.block_size
         limit = self.max_model_len or self.args.max_model_len
         if self.holding is not None:
             return self.holding.longest(blocks, size, limit)

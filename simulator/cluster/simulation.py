@@ -20,6 +20,7 @@ from simulator.cluster.dispatcher import Dispatcher, Finished
 from simulator.cluster.elastic import LifePlan
 from simulator.cluster.engines import build_engine, ids_block_size
 from simulator.cluster.front import Front
+from simulator.cluster.lending import loans_by_place
 from simulator.cluster.lifecycle import Lifecycle
 from simulator.cluster.migration import Migration
 from simulator.cluster.partings import Partings
@@ -81,6 +82,7 @@ class Simulation:
         groups = cluster.groups
         check_ranks(cluster)
         self._processors = shared_processors(cluster)  # by place, of replicas that share their GPUs
+        self._loans = loans_by_place(cluster)  # of those that share their KV memory
         self._member = places(cluster)
         handed_to = None
         if cluster.disaggregation is not None:
@@ -305,6 +307,7 @@ class Simulation:
             step_mode=self._options.get("step_mode", False),
             sequential=self._options.get("sequential", False),
             processor=self._processors.get(slot),
+            loans=self._loans.get(slot),
             seed=self._options.get("seed", 0),
         )
         self._tiers.connect(index, group, engine.state)
@@ -417,5 +420,5 @@ def others_act(cluster: ClusterPlan) -> bool:
     parts of a plan."""
     plain = ("groups", "router", "admission", "front")
     shared = any(g.shares is not None or (g.tiers is not None and g.tiers.shared) for g in cluster.groups)
-    others = shared or cluster.sliced
+    others = shared or cluster.sliced or any(g.lends for g in cluster.groups)
     return others or any(getattr(cluster, f.name) != f.default for f in fields(cluster) if f.name not in plain)

@@ -101,11 +101,13 @@ def memory_plan(
     tensor_parallel_layout: TensorLayout = "1d",
     cached_experts: float | None = None,
     offload: Offload | None = None,
+    kv_lenders: int = 1,
 ) -> MemoryPlan:
     """Memory of a deployment, as vLLM 0.33 finds it (``gpu_worker.determine_available_memory``); of each rank, and the
     KV cache of each, with ``data_parallel_size``. With context parallel sizes a request's KV, and a step's prompt
     tokens, are spread over the ranks: a block holds so many times ``block_size`` tokens.
 
+    kv_lenders: replicas whose KV caches one request may fill.
     None for the batch limits means vLLM's defaults on this GPU, 0 for ``max_model_len`` the model's. Raises
     HardwareError when weights and activations exceed the GPU, or one request of ``max_model_len`` the KV cache, by how
     much, and what would help; ModelError when the model cannot be cut that way.
@@ -122,7 +124,7 @@ def memory_plan(
             offload=offload,
         ),
         gpu_memory_utilization, max_num_batched_tokens, max_num_seqs, block_size, max_model_len,
-        num_gpu_blocks_override, async_scheduling, enforce_eager,
+        num_gpu_blocks_override, async_scheduling, enforce_eager, kv_lenders,
     )  # fmt: skip
     return request.plan()
 
@@ -140,6 +142,7 @@ class _Request:
     override: int | None
     async_scheduling: bool
     eager: bool
+    lenders: int = 1
 
     def plan(self) -> MemoryPlan:
         self._check_arguments()
@@ -182,7 +185,8 @@ class _Request:
             )
         batches = max(placed.pp, 2 if self.async_scheduling else 1)
         per_request = layout.blocks_per_request(-(-max_model_len // cut), batches * tokens)
-        self._check_length(layout, blocks, block_bytes, per_request, max_model_len, batches * tokens)
+        reached = (blocks - 1) * self.lenders + 1
+        self._check_length(layout, reached, block_bytes, per_request, max_model_len, batches * tokens)
         concurrency = blocks / per_request
         return MemoryPlan(
             model.name, gpu.name, placed.num_gpus, gpu.memory_bytes, requested, weights, activation, non_torch,
@@ -335,9 +339,7 @@ def _left_in_host(model: Model, layer: Layer, p: Placed) -> float:
 def _stage_weights(model: Model, p: Placed, stage: range) -> int:
     """Layers of the stage; the embedding on the first, the final norm and lm_head on the last."""
     size = sum(
-        layer_weight_bytes(
-            model, model.layers[i], p.tp, p.dtype, p.quantization, p.expert_parallel, p.dp, p.redundant
-        )
+        layer_weight_bytes(model, model.layers[i], p.tp, p.dtype, p.quantization, p.expert_parallel, p.dp, p.redundant)
         for i in stage
     )
     size -= sum(_left_in_host(model, model.layers[i], p) for i in stage)

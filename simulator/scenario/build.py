@@ -82,8 +82,9 @@ class Setup:
         return operators.notes if isinstance(operators, Calibrated) else {}
 
 
-def build(scenario: Scenario) -> Setup:
-    """Raises UserErrors whose ``where`` names the field of the scenario."""
+def build(scenario: Scenario, *, lenders: int = 1) -> Setup:
+    """lenders: replicas whose KV caches one request may fill. Raises UserErrors whose ``where`` names the field of the
+    scenario."""
     spec, engine = scenario.model, scenario.engine
     served = build_model(spec)
     with at("hardware.gpu"):
@@ -98,7 +99,7 @@ def build(scenario: Scenario) -> Setup:
         calibration = choose(scenario.hardware.calibration, card)
     with at("model"):
         offload = build_offload(scenario, served, card)
-        memory = plan_memory(scenario, args, served, card, offload)
+        memory = plan_memory(scenario, args, served, card, offload, lenders)
         cost = cost_model(
             served,
             card,
@@ -232,7 +233,7 @@ def build_groups(scenario: Scenario) -> tuple[Setup, ...]:
     for index, spec in enumerate(specs):
         own = {name: value for name in ("model", "hardware", "engine") if (value := getattr(spec, name)) is not None}
         with within(f"cluster.groups.{index}", own):
-            setup = build(replace(scenario, **own))
+            setup = build(replace(scenario, **own), lenders=spec.replicas if spec.lends else 1)
         built.append(replace(setup, name=spec.name, replicas=spec.replicas))
     return sharing.on_shared_gpus(specs, built)
 
@@ -261,6 +262,7 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
             shares=spec.shares,
             lora=setup.lora,
             holding=setup.holding,
+            lends=spec.lends,
         )
         for setup, spec, speed in zip(setups, specs, speeds, strict=True)
     )
@@ -338,7 +340,7 @@ def work_per_s(setup: Setup) -> float:
 
 
 def plan_memory(
-    scenario: Scenario, args: EngineArgs, served: Model, card: Gpu, offload: Offload | None = None
+    scenario: Scenario, args: EngineArgs, served: Model, card: Gpu, offload: Offload | None = None, lenders: int = 1
 ) -> MemoryPlan:
     """Where the GPU's memory goes. Raises HardwareError when the model does not fit, with what would."""
     spec, engine = scenario.model, scenario.engine
@@ -366,6 +368,7 @@ def plan_memory(
         tensor_parallel_layout=engine.tensor_parallel_layout,
         cached_experts=None if engine.experts is None else engine.experts.cached_experts,
         offload=offload,
+        kv_lenders=lenders,
     )
 
 

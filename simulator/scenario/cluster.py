@@ -70,6 +70,9 @@ class GroupSpec:
     shares: GroupName | None = None
     """Group on whose GPUs these replicas run too, one engine's step at a time; each engine has the memory that its
     `gpu_memory_utilization` says. null: on GPUs of their own."""
+    lends: Bool = False
+    """Replicas take KV blocks from each other when their own are used up (Infinite-LLM); attention over what is lent
+    is computed where it lies."""
     weight: PositiveNumber | None = None
     """Work done per second relative to other groups, for routers that ask; null: from the price of a typical step."""
 

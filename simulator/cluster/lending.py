@@ -1,0 +1,48 @@
+"""Groups whose replicas lend each other KV memory."""
+
+from __future__ import annotations
+
+from simulator.cluster.plan import ClusterPlan, Group
+from simulator.core.errors import ScenarioError
+from simulator.cost.step import OperatorCost
+from simulator.replica.lending import Loans
+from simulator.scheduling import POLICIES
+
+MOVERS = {"disaggregation": "disaggregation", "life": "scaling and faults", "migration": "migration"}
+
+
+def loans_by_place(cluster: ClusterPlan) -> dict[int, Loans]:
+    """The pool that each replica of a lending group takes its blocks from. Raises ScenarioError where it cannot."""
+    found: dict[int, Loans] = {}
+    place = 0
+    for group in cluster.groups:
+        if group.lends:
+            _check(cluster, group)
+            loans = Loans(group.num_gpu_blocks - 1, group.args.block_size, group.count)
+            found |= dict.fromkeys(range(place, place + group.count), loans)
+        place += group.count
+    return found
+
+
+def _check(cluster: ClusterPlan, group: Group) -> None:
+    args = group.args
+    others = [what for name, what in MOVERS.items() if getattr(cluster, name) is not None]
+    for name, on in (
+        ("pipeline, data and context parallel sizes", args.pipeline_parallel_size * args.data_parallel_size > 1),
+        ("enable_prefix_caching", bool(args.enable_prefix_caching)),
+        ("kv_tiers", group.tiers is not None),
+        ("GPUs that are shared", group.shares is not None),
+        ("KV compression that bounds requests", group.holding is not None),
+        ("adapters", group.lora is not None),
+        ("speculation", args.speculation is not None),
+        ("power caps and clocks", not isinstance(group.cost, OperatorCost)),
+        ("sliding windows", group.cost.sliding_window is not None),
+        (f"policy {args.policy!r}", not POLICIES.get(args.policy).grows or POLICIES.get(args.policy).elastic),
+    ):
+        others += [name] if on else []
+    if others:
+        raise ScenarioError(
+            f"group {group.name}: {others[0]} is not modelled where replicas lend each other KV memory.",
+            where=f"cluster.groups.{group.name}.lends",
+            remedy="Leave it out; policies must grow block by block, such as vllm.",
+        )
