@@ -121,7 +121,7 @@ class Watch:
             running += len(state.running)
             context += sum(lane.computed_sum for lane in state.lanes)
             usage += 1.0 - state.pool.free / state.pool.num_blocks
-            free += freeness(state)
+            free += freeness(state) * max(len(state.running), 1)
         target, starting, draining = self._crew.numbers(group)
         return GroupView(
             target=target,
@@ -132,7 +132,7 @@ class Watch:
             running=running,
             kv_usage=usage / len(ready) if ready else 0.0,
             arrivals=self._arrivals[group],
-            freeness=free / len(ready) if ready else 0.0,
+            freeness=free / max(running, 1),
             prompt_tokens=self._prompt_tokens[group],
             context_tokens=context,
             clock=self.clocks[group],

@@ -20,13 +20,13 @@ class Options:
 
 @SCALERS.register("freeness")
 class OnFreeness(Scaler):
-    """Mean freeness of a group's replicas, held between two bounds, one replica at a time.
+    """Freeness of a group's replicas, held between two bounds, one replica at a time.
 
-    Freeness is how many more tokens every running request of a replica could make before its memory is full, less
-    what the head of its queue waits for (``cluster.migration`` pairs replicas by it).
+    Freeness is how many more tokens every running request could make before the memory is full, less what the heads
+    of the queues wait for; here of all ready replicas together (``cluster.migration`` pairs replicas by their own).
 
-    Decides: one more replica when the mean over ready replicas and over ``average_s`` is below ``out_below_tokens``,
-        one less above ``in_above_tokens``; then it looks for ``average_s`` at the new number. None ready: one more.
+    Decides: one more replica when its mean over ``average_s`` is below ``out_below_tokens``, one less above
+        ``in_above_tokens``; then it looks for ``average_s`` at the new number. None ready: one more.
     Why it helps: it sees a queue that waits for blocks before requests are preempted, and with ``drain: migrate`` a
         replica that goes is empty soon instead of after its longest answer.
     Limits: memory only: replicas that compute too slowly with plenty of it are not seen. One at a time follows slowly.

@@ -37,7 +37,7 @@ class GroupView:
     running: int
     kv_usage: float  # mean over ready replicas, 0 to 1; 0 without any
     arrivals: int  # requests that came for this group since the last look
-    freeness: float = 0.0  # tokens that every running request could still make, mean over ready replicas
+    freeness: float = 0.0  # tokens that every running request could still make, memory of all ready replicas together
     prompt_tokens: int = 0  # of the requests that came since the last look
     context_tokens: int = 0  # in the KV caches of the running requests
     clock: float = 1.0  # share of the maximum at which its GPUs are locked, or will be
