@@ -168,3 +168,18 @@ def test_every_policy_says_what_it_decides_and_where_it_comes_from(name: str) ->
     text = SCALERS.get(name).__doc__ or ""
     assert first_line(SCALERS.get(name))
     assert all(word in text for word in ("Decides:", "Why it helps:", "Limits:", "Reference:"))
+
+
+def test_freeness_moves_by_one_and_then_waits() -> None:
+    one = scaler("freeness", out_below_tokens=10, in_above_tokens=60, average_s=10.0)
+
+    def desired(now: float, target: int, freeness: float, starting: int = 0) -> int:
+        group = GroupView(target, target - starting, starting, 0, 0, 5, 0.5, 0, freeness)
+        return one.desired(View(now, (group,)))[0]
+
+    assert desired(15.0, 2, 30.0) == 2
+    assert desired(30.0, 2, 5.0) == 3
+    assert desired(35.0, 3, 5.0, starting=1) == 3  # one is on its way
+    assert desired(45.0, 3, 5.0) == 4
+    assert desired(60.0, 4, 100.0) == 3
+    assert desired(75.0, 3, 30.0) == 3

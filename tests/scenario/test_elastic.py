@@ -193,3 +193,40 @@ def test_the_report_shows_replicas_and_power_over_time(path: Path, tmp_path: Pat
     assert "kW of all GPUs" in page
     assert f"{result.summary['energy']['kwh']:.3g} kWh" in page
     assert "paid for" in page
+
+
+def test_groups_may_scale_by_policies_of_their_own(path: Path) -> None:
+    groups = "[{name: a, replicas: 1, scaling: {policy: scheduled, options: {hours: '0:3'}}}, {name: b, replicas: 1}]"
+    cluster = "{groups: %s, router: least-requests, scaling: {policy: queue, max_replicas: 4, interval_s: 5}}"
+    result = run(load(path, [f"cluster={cluster % groups}", "workload.preset.rate=1"]))
+    names = [life.group for life in result.records.replicas]
+    assert names.count("a") == 3
+    assert names.count("b") < 3
+
+
+def test_a_controller_of_clocks_saves_energy_within_the_slo(path: Path) -> None:
+    clocks = "clocks: {policy: slo-clock, options: {ttft_s: 1, tpot_s: 0.05}, interval_s: 5}"
+    settings = ["workload.preset.rate=4", "slo={ttft_s: 1, tpot_s: 0.05}"]
+    free = run(load(path, [*settings, "cluster={replicas: 2}"])).summary
+    controlled = run(load(path, [*settings, f"cluster={{replicas: 2, {clocks}}}"])).summary
+    assert "clocks" not in free
+    assert controlled["energy"]["kwh"] < 0.9 * free["energy"]["kwh"]
+    assert controlled["slo"]["attainment"] > 0.99
+    assert controlled["clocks"]["mean_clock_by_group"]["replicas"] < 0.9
+    assert controlled["clocks"]["orders"] > 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "where", "word"),
+    [
+        ("cluster.clocks={policy: polka}", "cluster.clocks.policy", "polca"),
+        ("cluster.clocks={policy: slo-clock, options: {tpot: 1}}", "cluster.clocks.options", "tpot_s"),
+        ("cluster.clocks={policy: polca, options: {low: replicas}}", "cluster.clocks.options", "limit_w"),
+        ("cluster.scaling={policy: energy, max_replicas: 4}", "cluster.scaling.options", "cluster.clocks"),
+    ],
+)
+def test_what_is_wrong_with_clocks_is_named(path: Path, setting: str, where: str, word: str) -> None:
+    with pytest.raises(UserError) as error:
+        run(load(path, [setting]))
+    assert where in str(error.value)
+    assert word in str(error.value)
