@@ -116,6 +116,12 @@ def facts(result: Result) -> list[tuple[str, str]]:
         ("batch", f"{running} requests{of_many} on average, {_percent(engine['utilization'])} busy"),
         ("KV cache", _kv(result, engine)),
     ]
+    drafts, job = summary.get("speculation"), summary.get("finetuning")
+    if drafts is not None:
+        lines.append(("speculation", f"{_n(drafts['mean_acceptance_length_run'])} tokens per request and step"))
+    if job is not None:
+        pace = f"{_n(job['tokens_per_s'])} tokens/s, {_percent(job['share_of_alone'])} of the pace without requests"
+        lines.append(("fine-tuning", pace))
     slo, cost = summary["slo"], summary["cost"]
     if slo is not None:
         limits = ", ".join(f"{name.upper()} <= {format_seconds(limit)}" for name, limit in slo["limits_s"].items())
