@@ -33,6 +33,8 @@ class Aging(Ordered):
     Naval Research Logistics Quarterly 11 (1964), 10.1002/nav.3800110306, have the classes age at different rates.
     """
 
+    speculates = True
+
     def __init__(self, args: EngineArgs) -> None:
         super().__init__(args)
         self.aging_s = read_options(AgingOptions, args.policy, args.options).aging_s

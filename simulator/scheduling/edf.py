@@ -34,6 +34,8 @@ class Edf(Ordered):
     Reference: Liu and Layland, Journal of the ACM 20 (1973), 10.1145/321738.321743.
     """
 
+    speculates = True
+
     def __init__(self, args: EngineArgs) -> None:
         super().__init__(args)
         options = read_options(EdfOptions, args.policy, args.options)

@@ -79,7 +79,6 @@ class Fair(Vllm):
 
     unused = frozenset({"scheduling_policy"})
     pipelines = False
-    speculates = False  # accounts count one output token per step
 
     def __init__(self, args: EngineArgs, options: Fairness) -> None:
         super().__init__(replace(args, options={}))

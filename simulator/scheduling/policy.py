@@ -33,7 +33,8 @@ class Policy:
     """Whether it can plan several batches in flight (``pipeline_parallel_size`` above 1)."""
 
     speculates: ClassVar[bool] = False
-    """Whether running requests may compute drafts too (``speculation``)."""
+    """Whether running requests may compute drafts too (``speculation``). Each class says so for itself: what derives
+    from one that does may plan its steps in another way."""
 
     elastic: ClassVar[bool] = False
     """Whether it forms groups of the engine's ``prefill_context_parallel_size`` instances (``ElasticPolicy``)."""
@@ -116,8 +117,8 @@ def resolve(args: EngineArgs) -> EngineArgs:
 
 def _check_speculation(args: EngineArgs, speculation: Speculation, policy: type[Policy]) -> None:
     """Raises PolicyError where the engine cannot draft and verify as asked."""
-    if not policy.speculates:
-        able = ", ".join(name for name, known in POLICIES.items() if known.speculates)
+    if not vars(policy).get("speculates"):
+        able = ", ".join(name for name, known in POLICIES.items() if vars(known).get("speculates"))
         _refuse(args, "speculative_config", "is more than it plans for", f"Use one of {able}.")
     sizes = ("pipeline", "data", "prefill_context", "decode_context")
     if args.enable_eplb or any(getattr(args, f"{size}_parallel_size") > 1 for size in sizes):

@@ -23,6 +23,8 @@ class Sjf(Ordered):
     Reference: Qiu et al., SSJF, 2024 (arXiv:2404.08509); predictors with an error: ``prediction.py``.
     """
 
+    speculates = True
+
     def __init__(self, args: EngineArgs) -> None:
         super().__init__(args)
         self.predict = LengthPredictor(read_options(Prediction, args.policy, args.options))
