@@ -47,6 +47,9 @@ def build_engine(
 
     step_mode, sequential, observer: see ``Engine``. seed: of what is drawn per request.
     """
+    if loans is not None and (group.lora is not None or group.args.speculation is not None):
+        remedy = "Leave lora_config and speculative_config out."
+        raise ScenarioError("KV memory that replicas share goes with neither adapters nor speculation.", remedy=remedy)
     if group.lora is not None and trace.adapter is not None:
         return _adapting_engine(group, trace, recorder, group.lora, step_mode, on_finish, observer)
     if group.args.speculation is not None:

@@ -302,10 +302,11 @@ def check_alone(engine: EngineSpec, args: EngineArgs, hardware: HardwareSpec) ->
     """Raises ScenarioError where a fine-tuning job stands beside what it does not go with."""
     several = max(args.pipeline_parallel_size, args.data_parallel_size, args.prefill_context_parallel_size) > 1
     clocked = hardware.power_cap_w is not None or hardware.clock != 1.0
-    if several or clocked or engine.enable_eplb or engine.lora_config or engine.speculative_config:
+    elastic = POLICIES.get(args.policy).elastic
+    if several or elastic or clocked or engine.enable_eplb or engine.lora_config or engine.speculative_config:
         raise ScenarioError(
             "fine-tuning is not modelled beside speculation, adapters, pipelines, data-parallel or context-parallel "
-            "ranks and power caps.",
+            "ranks, engine policies that change their GPUs and power caps.",
             remedy="Use tensor_parallel_size alone.",
         )
 
