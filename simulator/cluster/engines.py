@@ -25,6 +25,7 @@ from simulator.scheduling.adapters import Adapters, AdapterState, LoraPlan, adap
 from simulator.scheduling.args import Speculation
 from simulator.scheduling.elastic import ElasticPolicy
 from simulator.scheduling.holding import HoldingState
+from simulator.scheduling.parallel_chunks import Bounds, State, side_by_side
 from simulator.scheduling.speculation import Acceptance, SpeculativeState, speculating
 from traces.trace import Trace
 
@@ -50,6 +51,8 @@ def build_engine(
     if loans is not None and (group.lora is not None or group.args.speculation is not None):
         remedy = "Leave lora_config and speculative_config out."
         raise ScenarioError("KV memory that replicas share goes with neither adapters nor speculation.", remedy=remedy)
+    if group.parallel_chunks:
+        _check_parallel(group)
     if group.lora is not None and trace.adapter is not None:
         return _adapting_engine(group, trace, recorder, group.lora, step_mode, on_finish, observer)
     if group.args.speculation is not None:
@@ -133,9 +136,10 @@ def make_state(group: Group, trace: Trace, *, grows: bool) -> EngineState:
     args, cost, usable = group.args, group.cost, group.num_gpu_blocks - 1
     if group.holding is not None:
         pool = BlockPool(usable, args.block_size)
-        return HoldingState(args, pool, group.holding, window=cost.sliding_window, grows=grows)
+        return _kind(HoldingState, group, trace)(args, pool, group.holding, window=cost.sliding_window, grows=grows)
     if not args.enable_prefix_caching:
-        return EngineState(args, BlockPool(usable, args.block_size), window=cost.sliding_window, grows=grows)
+        pool = BlockPool(usable, args.block_size)
+        return _kind(EngineState, group, trace)(args, pool, window=cost.sliding_window, grows=grows)
     unit = 1
     if trace.prefix is not None:
         tokens = trace.prefix.block_tokens
@@ -146,9 +150,30 @@ def make_state(group: Group, trace: Trace, *, grows: bool) -> EngineState:
                 remedy="Choose a block_size that divides them (or a multiple), or turn enable_prefix_caching off.",
             )
         unit = max(tokens // args.block_size, 1)
-    state = EngineState(args, PrefixCache(usable, args.block_size, unit), window=cost.sliding_window, grows=grows)
+    cache = PrefixCache(usable, args.block_size, unit)
+    state = _kind(EngineState, group, trace)(args, cache, window=cost.sliding_window, grows=grows)
     state.hittable = trace.prefix is not None
     return state
+
+
+def _kind(state: type[State], group: Group, trace: Trace) -> type[State]:
+    """The class of the state, where chunks of prompts are computed side by side."""
+    if not group.parallel_chunks:
+        return state
+    if trace.chunks is None:
+        remedy = "Use a trace that does, such as RAGPulse's or synthetic documents, or leave parallel_chunks out."
+        raise ScenarioError("the requests name no chunks to encode side by side.", where=trace.source, remedy=remedy)
+    return side_by_side(state, Bounds(trace.chunks.offsets, trace.chunks.tokens))
+
+
+def _check_parallel(group: Group) -> None:
+    """Raises ScenarioError where an engine would attend to all of a prompt all the same."""
+    args = group.args
+    sizes = (args.pipeline_parallel_size, args.data_parallel_size, args.prefill_context_parallel_size)
+    others = (args.enable_eplb, args.speculation, group.lora, group.shares, group.lends, group.role != "both")
+    if max(sizes) > 1 or POLICIES.get(args.policy).elastic or any(others):
+        remedy = "Use tensor_parallel_size alone, and no speculation, adapters, shared GPUs or disaggregation."
+        raise ScenarioError("parallel_chunks is modelled on plain engines only.", remedy=remedy)
 
 
 def ids_block_size(trace: Trace, groups: tuple[Group, ...]) -> int:

@@ -39,6 +39,7 @@ class Group:
     shares: group on whose GPUs these replicas run too, the first on those of its first and so on; None: on their own.
     holding: KV blocks of a request where they are other than one per ``block_size`` tokens.
     lends: replicas take KV blocks from each other.
+    parallel_chunks: chunks of a prompt do not attend to each other.
     lora: adapters that requests may ask for; None: they cost nothing.
     """
 
@@ -60,6 +61,7 @@ class Group:
     shares: str | None = None
     holding: Holding | None = None
     lends: bool = False
+    parallel_chunks: bool = False
     lora: LoraPlan | None = None
 
     def __post_init__(self) -> None:

@@ -355,7 +355,7 @@ class Engine:
                 context,
                 batch,
                 step.prefill_tokens,
-                len(step.chunks),
+                len(step.requests),
                 len(state.waiting),
                 running,
                 state.pool.free,

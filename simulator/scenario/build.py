@@ -263,6 +263,7 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
             lora=setup.lora,
             holding=setup.holding,
             lends=spec.lends,
+            parallel_chunks=(spec.engine or scenario.engine).parallel_chunks,
         )
         for setup, spec, speed in zip(setups, specs, speeds, strict=True)
     )

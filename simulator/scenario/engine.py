@@ -243,6 +243,8 @@ class EngineSpec:
     """What tiers are asked for: a prompt's prefix, or its chunks wherever they stand (CacheBlend)."""
     kv_recompute_fraction: Fraction = 0.15
     """Share of the tokens of a chunk that are computed again in their new place, with `kv_tier_match: chunks`."""
+    parallel_chunks: Bool = False
+    """Encode the chunks of a prompt side by side, without attention between them; what follows them sees them all."""
     enable_chunked_prefill: Bool = True
     """Split prompts that exceed the token budget over several steps."""
     long_prefill_token_threshold: NonNegative = 0
