@@ -15,7 +15,7 @@ PROFILE_BIN := .venv-profile/bin
 PROFILE_STAMP := .venv-profile/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help run fast test test-fast test-profiler lint bench survey docs sample clean validation calibrations
+.PHONY: help run fast test test-fast test-profiler lint bench survey docs notebooks sample clean validation calibrations
 
 help:
 	@sed -n '2,5s/^# \{0,1\}//p' Makefile
@@ -24,6 +24,7 @@ help:
 	@echo "  make survey   published systems, scored   make validation, make calibrations   DATA=folder of measurements"
 	@echo "  make fast   compile the modules every request passes through (needs a C compiler)"
 	@echo "  make test-fast   the tests of what is compiled, quickly, as it is compiled"
+	@echo "  make notebooks   runs notebooks/ and keeps their outputs"
 	@echo "  make test-profiler   tests that need torch, in .venv-profile"
 
 $(BIN)/python:
@@ -91,6 +92,10 @@ calibrations: $(RUN_STAMP)
 
 docs: $(RUN_STAMP)
 	$(BIN)/python docs/generate.py
+
+# The notebooks, run from top to bottom, with their outputs
+notebooks: $(RUN_STAMP)
+	$(BIN)/python docs/notebooks.py --write
 
 # README's sample output and docs/report.png, after anything that changes numbers or looks
 sample: $(RUN_STAMP)

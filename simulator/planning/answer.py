@@ -38,7 +38,7 @@ def sentence(answer: Answer) -> str:
     if best.bill is not None:
         return (
             f"The lowest bill for this load within its SLO is that of {what}: {usd(best)} ({interval(answer, best)}), "
-            f"with {best.slack:.0%} of the SLO's limits used; nearest to giving is {_constraint(best)}."
+            f"with {best.slack:.0%} of the SLO's limits used."
         )
     assert best.sustained is not None
     carries = f"{number(best.sustained.rate)} requests/s ({interval(answer, best)})"
@@ -70,6 +70,8 @@ def next_sentence(answer: Answer) -> str:
     best, second = answer.best, answer.next_best
     if best is None:
         return ""
+    if second is None and any(outcome.state == "dominated" for outcome in answer.outcomes):
+        return "The other designs are worse, or do not serve this; a larger `top` says by how much."
     if second is None:
         return "No other design serves this."
     if best.value is not None and second.value is not None:
@@ -127,10 +129,6 @@ def binding(outcome: Outcome) -> str:
     if probe is None:
         return "nothing within the rates tried"
     return f"{probe.constraint} ({probe.why})" if probe.why else probe.constraint
-
-
-def _constraint(outcome: Outcome) -> str:
-    return "nothing" if outcome.binding is None else outcome.binding.constraint
 
 
 def _scenario(outcome: Outcome) -> Scenario:

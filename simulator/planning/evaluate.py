@@ -101,7 +101,7 @@ def _bill(study: Study, one: Screened, bench: Bench, base: Outcome, cutoff: floa
     """As it stands, at the load's own times: what it holds costs, on average over the replications."""
     plan, probes = study.plan, []
     if cutoff is not None and one.cost > cutoff:
-        text = f"dominated: costs at least {study.price(one.cost)} by the throughput bound."
+        text = f"dominated: costs at least {study.price(one.cost)}."
         return replace(base, reason=text, pruned_by="throughput bound against the best found")
     for seed in study.seeds(one.design):
         probe = bench.probe(None, 1, seed)
