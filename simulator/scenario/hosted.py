@@ -18,6 +18,8 @@ def build_offload(scenario: Scenario, model: Model, gpu: Gpu) -> Offload | None:
     engine, name = scenario.engine, scenario.hardware.host
     with at("hardware.host"):
         server = None if name is None else host(name)
+    if engine.offload is not None or engine.cpu_offload_gb:
+        _check_alone(scenario)
     if engine.offload is not None:
         if engine.cpu_offload_gb:
             raise ScenarioError(
@@ -45,3 +47,21 @@ def build_offload(scenario: Scenario, model: Model, gpu: Gpu) -> Offload | None:
         )
     # vLLM's kernels read such weights over PCIe as they run: nothing is copied ahead.
     return Offload(host=server, weights_host=away / total, overlap=False)
+
+
+def _check_alone(scenario: Scenario) -> None:
+    """Raises ScenarioError where what is offloaded would be priced as if it were not."""
+    engine, hardware = scenario.engine, scenario.hardware
+    for name, on in (
+        ("speculative_config", engine.speculative_config is not None),
+        ("lora_config", engine.lora_config is not None),
+        ("finetuning", engine.finetuning is not None),
+        ("tensor_parallel_layout", engine.tensor_parallel_layout != "1d"),
+        ("hardware.power_cap_w and hardware.clock", hardware.power_cap_w is not None or hardware.clock != 1.0),
+    ):
+        if on:
+            raise ScenarioError(
+                f"{name} is not modelled for weights or KV outside the GPU.",
+                where="engine.offload",
+                remedy="Leave one of them out.",
+            )

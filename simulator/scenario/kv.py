@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import fields, replace
 from typing import Annotated
 
@@ -84,8 +83,7 @@ def holding(kv: KvCompression | None, args: EngineArgs, placed: Placed) -> Holdi
             where="model.kv_compression",
             remedy=f"Use one of {names} and data_parallel_size: 1.",
         )
-    beside = extra_blocks(kv, kv_element_bytes(placed.kv_dtype)[0], args.block_size)
-    return Holding(kv.keep_tokens, math.ceil(beside))
+    return Holding(kv.keep_tokens, extra_blocks(kv, kv_element_bytes(placed.kv_dtype)[0], args.block_size))
 
 
 def check_holding(plan: ClusterPlan) -> None:
