@@ -383,9 +383,10 @@ class Simulation:
         """Read the engines' queues and KV usage as they are at ``now``."""
         here = enumerate(self.replicas) if self.lifecycle is None else self.lifecycle.answering()
         for i, replica in here:
-            replica.engine.settle(now)
             if not self._reads_metrics:
-                continue  # only the caches' events are wanted
+                replica.engine.settle_cache(now)  # only the caches' events are wanted
+                continue
+            replica.engine.settle(now)
             state = replica.engine.state
             fleet.waiting[i], fleet.running[i] = len(state.waiting), len(state.running)
             fleet.free_blocks[i] = state.pool.free

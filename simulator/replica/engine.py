@@ -172,6 +172,13 @@ class Engine:
         if self._pending and self.state.caching:
             self.state.evict_ahead()
 
+    def settle_cache(self, now: float) -> None:
+        """``settle``, as far as the prefix cache goes: it stays as it is while decodes find blocks without content."""
+        if self.wake_time < now:
+            self.run_until(now)
+        if self._pending and self.state.evicts(self._pending):
+            self.settle(now)
+
     def run_until(self, time: float) -> None:
         """Do all that happens before ``time``: apply what ran, let finished requests go, plan what runs next."""
         state = self.state

@@ -116,6 +116,10 @@ class PipelineEngine:
         if self.wake_time < now:
             self.run_until(now)
 
+    def settle_cache(self, now: float) -> None:
+        """See ``Engine``."""
+        self.settle(now)
+
     def run_until(self, time: float) -> None:
         """Do all that happens before ``time``."""
         now = self.wake_time

@@ -164,6 +164,10 @@ class WaveEngine(Engine):
             view.prefilling.update(rank.prefilling)
             view.pool.free += rank.pool.free
 
+    def settle_cache(self, now: float) -> None:
+        """See ``Engine``."""
+        self.settle(now)
+
     def run_until(self, time: float) -> None:
         """Do all that happens before ``time``."""
         now = self.wake_time
