@@ -19,7 +19,7 @@ from simulator.cost.placement import Deployment, place, stage_sizes
 from simulator.cost.served_experts import ServedExperts
 from simulator.cost.shapes import AttentionShape, attention_shape
 from simulator.cost.tensor_cuts import best_cut, blocks_of_layer
-from simulator.model.architecture import Layer, Model
+from simulator.model.architecture import Attention, Layer, Model
 from simulator.model.formats import weight_format
 from simulator.model.weights import format_of, vocab_rows
 from simulator.native.attributes import mypyc_attr
@@ -263,8 +263,10 @@ class OperatorCost:
         return [*entries, Entry("sampling", 1, ops.elementwise(sampling, 4))]
 
     def _kernels_of(self, layer: Layer) -> int:
-        moe = 6 if layer.moe else 0
-        return len([x for x in self._linears[layer] if x.role != "expert"]) + moe + layer.num_norms + 4
+        more = 6 if layer.moe else 0
+        if isinstance(layer.attention, Attention) and layer.attention.kv is not None:
+            more += round(layer.attention.kv.kernels)
+        return len([x for x in self._linears[layer] if x.role != "expert"]) + more + layer.num_norms + 4
 
     # -- tables -------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from simulator.cost.calibrated import cost_model
 from simulator.cost.calibration import choose
 from simulator.cost.kv_reads import decode_curve
 from simulator.cost.memory import kv_bytes_per_token, memory_plan
+from simulator.cost.overhead import EngineOverhead
 from simulator.cost.placement import Deployment
 from simulator.cost.roofline import Roofline
 from simulator.cost.shapes import attention_shape, decode_physics
@@ -95,3 +96,11 @@ def test_what_compression_means_nothing_to_is_refused() -> None:
         compressed(model("mistralai/Mistral-7B-v0.1"), kv_preset("streaming-llm"))
     with pytest.raises(UserError, match="unknown KV compression 'kivi'"):
         kv_preset("kivi")
+
+
+def test_kernels_beside_attention_are_launched_by_the_cpu() -> None:
+    """Without CUDA graphs the CPU launches them too: three more a layer at a second each."""
+    slow = EngineOverhead(launch_s=1.0, graph_sizes=())
+    served = [LLAMA, compressed(LLAMA, KvCompression(kernels=3))]
+    plain, more = (cost_model(m, A100, None, Deployment(), slow).decode(1, 100, 0, 0).first for m in served)
+    assert more - plain == pytest.approx(3 * 32)
