@@ -24,9 +24,10 @@ from typing import Protocol
 from simulator.cost.interface import Line, StepCost
 from simulator.cost.operators import Curve
 from simulator.cost.overhead import EngineOverhead
+from simulator.cost.placement import Deployment
 from simulator.cost.roofline import EFFICIENCY
 from simulator.cost.shapes import AttentionShape
-from simulator.cost.step import OperatorCost, Table
+from simulator.cost.step import OperatorCost, Table, by_operators
 from simulator.model.architecture import Model
 from simulator.model.formats import weight_format
 from simulator.model.weights import layer_weight_bytes, vocab_rows
@@ -94,7 +95,7 @@ class Verifying(OperatorCost):
 
 
 class Counted:
-    """A cost in closed form where ``queries`` tokens of a request count as so many decodes."""
+    """A cost in which ``queries`` tokens of a request count as so many decodes. Prices hold for one step."""
 
     def __init__(self, plain: StepCost, queries: int) -> None:
         self._plain, self._queries = plain, queries
@@ -114,10 +115,11 @@ class Counted:
 
 
 def verifying(plain: StepCost, queries: int) -> StepCost:
-    """The same engine when every decoding request computes so many tokens."""
+    """The same engine when every decoding request computes so many tokens. Engines whose steps are not their GPU's
+    operators alone (weights that are copied, say) count them as so many decodes over the same keys."""
     if queries == 1:
         return plain
-    return Verifying(plain, queries) if isinstance(plain, OperatorCost) else Counted(plain, queries)
+    return Verifying(plain, queries) if by_operators(plain) else Counted(plain, queries)
 
 
 class Drafter(Protocol):
@@ -266,7 +268,14 @@ def head_model(target: Model, *, quantized: bool) -> Model:
 
 def head(target: OperatorCost, *, quantized: bool, per_level: int, parallel: bool) -> DraftModel:
     """The head on the GPUs of its target; it shares embedding and output layer."""
-    deployment = target.deployment if quantized else replace(target.deployment, quantization=None)
+    own = target.deployment
+    deployment = Deployment(
+        own.tensor_parallel_size,
+        enable_expert_parallel=own.enable_expert_parallel,
+        dtype=own.dtype,
+        quantization=own.quantization if quantized else None,
+        kv_cache_dtype=own.kv_cache_dtype,
+    )
     model = head_model(target.model, quantized=quantized)
     cost = OperatorCost(model, target.operators, deployment, within_step(target.overhead))
     placed, hidden = cost.placed, model.hidden_size

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Generic, NamedTuple, Self, TypeVar
+from typing import Generic, NamedTuple, Self, TypeGuard, TypeVar
 
 from simulator.cost.expert_layer import ExpertLayer
 from simulator.cost.experts import balance
@@ -430,6 +430,11 @@ class OperatorCost:
             (count, shape.window is None, decode_curve(self.operators, shape, n), b.beside(n) if b else None)
             for (shape, count), b in zip(self.attention_shapes, self.blocks, strict=True)
         ]
+
+
+def by_operators(cost: object) -> TypeGuard[OperatorCost]:
+    """Whether its steps are the GPU's operators alone, added up: nothing is copied or computed elsewhere."""
+    return isinstance(cost, OperatorCost) and type(cost).decode is OperatorCost.decode
 
 
 def _seconds(entries: Sequence[Entry]) -> float:

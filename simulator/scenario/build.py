@@ -20,7 +20,7 @@ from simulator.cost.other_kernels import OtherKernels
 from simulator.cost.placement import Deployment, Placed
 from simulator.cost.power import ClockedCost, PowerModel, PowerProfile, PowerSetting, power_model
 from simulator.cost.speculative import Drafter, SpeculativeCost
-from simulator.cost.step import OperatorCost
+from simulator.cost.step import OperatorCost, by_operators
 from simulator.hardware.gpu import Gpu, gpu
 from simulator.kv.tiers import TierPlan, TierSet
 from simulator.metrics.slo import Slo, slo_preset
@@ -142,7 +142,7 @@ def build(scenario: Scenario, *, lenders: int = 1) -> Setup:
             memory = beside(memory, drafter.weight_bytes, drafter.kv_bytes_per_token, given_blocks=given_blocks)
     if engine.finetuning is not None:
         with at("engine.finetuning"):
-            check_alone(engine, args, scenario.hardware)
+            check_alone(engine, args, scenario.hardware, cost)
             size, given_blocks = round(engine.finetuning.memory_bytes), engine.num_gpu_blocks_override is not None
             memory = beside(memory, size, 0.0, given_blocks=given_blocks)
     lora = None
@@ -299,15 +299,15 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
     return plan
 
 
-def check_alone(engine: EngineSpec, args: EngineArgs, hardware: HardwareSpec) -> None:
+def check_alone(engine: EngineSpec, args: EngineArgs, hardware: HardwareSpec, cost: OperatorCost) -> None:
     """Raises ScenarioError where a fine-tuning job stands beside what it does not go with."""
     several = max(args.pipeline_parallel_size, args.data_parallel_size, args.prefill_context_parallel_size) > 1
     clocked = hardware.power_cap_w is not None or hardware.clock != 1.0
-    elastic = POLICIES.get(args.policy).elastic
+    elastic = POLICIES.get(args.policy).elastic or not by_operators(cost)
     if several or elastic or clocked or engine.enable_eplb or engine.lora_config or engine.speculative_config:
         raise ScenarioError(
             "fine-tuning is not modelled beside speculation, adapters, pipelines, data-parallel or context-parallel "
-            "ranks, engine policies that change their GPUs and power caps.",
+            "ranks, offloaded weights, engine policies that change their GPUs and power caps.",
             remedy="Use tensor_parallel_size alone.",
         )
 

@@ -53,7 +53,6 @@ def _check_alone(scenario: Scenario) -> None:
     """Raises ScenarioError where what is offloaded would be priced as if it were not."""
     engine, hardware = scenario.engine, scenario.hardware
     for name, on in (
-        ("speculative_config", engine.speculative_config is not None),
         ("lora_config", engine.lora_config is not None),
         ("finetuning", engine.finetuning is not None),
         ("tensor_parallel_layout", engine.tensor_parallel_layout != "1d"),

@@ -9,8 +9,11 @@ import pytest
 from simulator.core.errors import HardwareError
 from simulator.cost.analytic import FixedCost
 from simulator.cost.beside import beside
+from simulator.cost.hosted import Offload
 from simulator.cost.memory import memory_plan
+from simulator.cost.offload import OffloadedCost, link_bandwidth
 from simulator.cost.overhead import EngineOverhead
+from simulator.cost.placement import Deployment
 from simulator.cost.roofline import RooflineCost
 from simulator.cost.speculative import DraftModel, Lookup, MedusaHeads, SpeculativeCost, head, kv_per_token, verifying
 from simulator.hardware.gpu import gpu
@@ -102,3 +105,12 @@ def test_drafts_take_memory_from_the_kv_cache() -> None:
     with pytest.raises(HardwareError, match="too little for one request"):
         beside(plan, plan.kv_cache_bytes, 0.0, given_blocks=False)
     assert beside(plan, 0, 0.0, given_blocks=False) == replace(plan, kv_cache_bytes=plan.kv_cache_bytes)
+
+
+def test_weights_that_are_copied_are_copied_once_for_all_queries() -> None:
+    """Half of the 7e9 parameters in the layers, 16 bits each, over PCIe: however many tokens are verified."""
+    link = Deployment(offload=Offload(weights_host=0.5))
+    half = OffloadedCost(LLAMA, PLAIN.operators, link, QUIET)
+    one, tree = (verifying(half, n).decode(1, 1000, 0, 0).first for n in (1, 21))
+    assert one == pytest.approx(7.0e9 / link_bandwidth(H100, None), rel=0.05)
+    assert tree == pytest.approx(one, rel=0.02)

@@ -51,11 +51,7 @@ def test_spans_are_steps(path: Path, offload: str) -> None:
         (["engine.cpu_offload_gb=100"], "engine.cpu_offload_gb", "have 23.4 GiB of weights"),
         (["engine.offload={weights_host: 0.5}"], "engine.cpu_offload_gb", "by cpu_offload_gb and by offload"),
         (["hardware.clock=0.8"], "engine.offload", "hardware.clock is not modelled"),
-        (
-            ["engine.speculative_config={method: ngram, num_speculative_tokens: 2, synthetic_acceptance_rate: 0.5}"],
-            "engine.offload",
-            "speculative_config",
-        ),
+        (["engine.lora_config={max_loras: 2}"], "engine.offload", "lora_config"),
         (["hardware.host=xeon"], "hardware.host", "unknown host 'xeon'"),
         (["engine.cpu_offload_gb=0", "engine.offload={kv_disk: 1}"], "offload", "has no disk"),
         (["engine.cpu_offload_gb=0", "engine.offload={kv: 1}"], "engine.offload", "unknown field 'kv'"),
