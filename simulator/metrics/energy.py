@@ -106,6 +106,21 @@ def _clocks_by_replica(records: SimulationRecords) -> dict[int, Floats]:
     return {replica: np.array(changes) for replica, changes in found.items()}
 
 
+def clocks_over_time(records: SimulationRecords, at: Floats) -> dict[str, Floats]:
+    """Share of the maximum clock at which a controller had locked each group, mean over the replicas that were there,
+    at some times (s); NaN where none was."""
+    changes = _clocks_by_replica(records)
+    total: dict[str, Floats] = {}
+    there: dict[str, Floats] = {}
+    for index, replica in enumerate(records.replicas):
+        own = changes.get(index, np.zeros((0, 2)))
+        clock = np.concatenate([[1.0], own[:, 1]])[np.searchsorted(own[:, 0], at, side="right")]
+        inside = (at >= replica.started) & (at < replica.stopped)
+        total[replica.group] = total.get(replica.group, np.zeros(len(at))) + np.where(inside, clock, 0.0)
+        there[replica.group] = there.get(replica.group, np.zeros(len(at))) + inside
+    return {name: np.where(there[name] > 0, total[name] / np.maximum(there[name], 1), np.nan) for name in total}
+
+
 def summarize_clocks(
     records: SimulationRecords, plan: EnergyPlan, window: tuple[float, float]
 ) -> dict[str, Any] | None:

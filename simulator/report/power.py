@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simulator.metrics.energy import EnergyPlan, power_over_time
+from simulator.metrics.energy import EnergyPlan, clocks_over_time, power_over_time
 from simulator.metrics.summary import Summary
 from simulator.replica.records import SimulationRecords
 from simulator.report.figures import Figure, TimeAxis
@@ -31,4 +31,23 @@ def power_figures(summary: Summary, records: SimulationRecords, plan: EnergyPlan
         caption += f" {carbon['gco2'] / 1e3:.3g} kg of CO2."
     if summary["cost"] is not None:
         caption += f" The replicas cost ${summary['cost']['usd']:,.2f}."
-    return [Figure("Power", svg, caption)]
+    figures = [Figure("Power", svg, caption)]
+    if records.clocks is not None:
+        figures.append(_clocks(summary, records, time))
+    return figures
+
+
+def _clocks(summary: Summary, records: SimulationRecords, time: TimeAxis) -> Figure:
+    """What a controller made of the clocks."""
+    shown = clocks_over_time(records, (time.edges[1:] + time.edges[:-1]) / 2)
+    found = summary["clocks"]
+    svg = line_chart(
+        [Series(name, time.middle, 100 * clock, 1 + i % 5) for i, (name, clock) in enumerate(shown.items())],
+        x_label=time.label,
+        y_label="% of the maximum clock",
+        summary=f"Clocks over time: {found['orders']} orders, {found['brakes']} of them to brake.",
+        x_range=time.reach,
+    )
+    caption = f"Mean over each group's replicas. {found['orders']} orders, {found['brakes']} of them to brake; "
+    caption += f"at most {found['peak_2s_w'] / 1e3:.3g} kW over 2 s."
+    return Figure("Clocks", svg, caption)

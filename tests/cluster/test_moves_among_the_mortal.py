@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.cluster.elastic import FaultPlan, GroupLife, LifePlan, ScalingPlan
-from simulator.cluster.plan import ClusterPlan, MixedPlan, RouterPlan
+from simulator.cluster.plan import ClocksPlan, ClusterPlan, MixedPlan, RouterPlan
 from simulator.cluster.simulation import Simulation
 from simulator.faults import Faults, Loss
 from simulator.faults import Surroundings as FaultSurroundings
 from simulator.replica.records import SimulationRecords, Status
 from simulator.routing import ROUTERS
+from tests.cluster.test_clocks import POWER
 from tests.cluster.test_disaggregation import disaggregated
 from tests.cluster.test_life import check
 from tests.cluster.test_many_replicas import ARGS, same, trace
@@ -162,6 +163,22 @@ def test_prefill_and_decode_replicas_may_die(
         for mode in (False, True)
     ]
     alike(*runs)
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_clocks_change_meanwhile(seed: int) -> None:
+    """A controller that throws dice for both pools, while replicas of both fail and are reclaimed."""
+    requests = trace(60, 80.0, seed=seed)
+    plan = disaggregated(3, 3, blocks=90, bandwidth=1e9)
+    groups = tuple(replace(group, power=POWER) for group in plan.groups)
+    lives = tuple(GroupLife(1, 3, 2, 0.3, network_bytes_per_s=1e9) for _ in groups)
+    life = LifePlan(lives, scaling_of("queue", "migrate"), faults_of(2.0, 3.0, "migrate"), 5.0)
+    clocks = ClocksPlan("tests.cluster.test_clocks:Dice", {}, 0.1)
+    plan = replace(plan, groups=groups, life=life, clocks=clocks)
+    runs = [hold(Simulation(requests, plan, step_mode=mode, seed=seed), requests) for mode in (False, True)]
+    alike(*runs)
+    assert runs[0].clocks
+    assert runs[0].clocks == runs[1].clocks
 
 
 class Kills(Faults):

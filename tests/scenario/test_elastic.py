@@ -204,16 +204,19 @@ def test_groups_may_scale_by_policies_of_their_own(path: Path) -> None:
     assert names.count("b") < 3
 
 
-def test_a_controller_of_clocks_saves_energy_within_the_slo(path: Path) -> None:
+def test_a_controller_of_clocks_saves_energy_within_the_slo(path: Path, tmp_path: Path) -> None:
     clocks = "clocks: {policy: slo-clock, options: {ttft_s: 1, tpot_s: 0.05}, interval_s: 5}"
     settings = ["workload.preset.rate=4", "slo={ttft_s: 1, tpot_s: 0.05}"]
     free = run(load(path, [*settings, "cluster={replicas: 2}"])).summary
-    controlled = run(load(path, [*settings, f"cluster={{replicas: 2, {clocks}}}"])).summary
+    result = run(load(path, [*settings, f"cluster={{replicas: 2, {clocks}}}"]))
+    controlled = result.summary
     assert "clocks" not in free
     assert controlled["energy"]["kwh"] < 0.9 * free["energy"]["kwh"]
     assert controlled["slo"]["attainment"] > 0.99
     assert controlled["clocks"]["mean_clock_by_group"]["replicas"] < 0.9
     assert controlled["clocks"]["orders"] > 0
+    page = result.write(tmp_path / "out", report=True)["report.html"].read_text()
+    assert "% of the maximum clock" in page
 
 
 @pytest.mark.parametrize(
