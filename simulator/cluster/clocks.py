@@ -24,6 +24,7 @@ from simulator.replica.engine import Engine
 from simulator.replica.recorder import MIXED, SPAN, Columns
 from simulator.replica.records import ClockChange, ClusterEvent, Status
 from simulator.scaling import CONTROLLERS, ClockController, Order, Surroundings
+from simulator.scheduling import POLICIES
 from simulator.scheduling.request import Request
 
 
@@ -216,11 +217,12 @@ def _check(cluster: ClusterPlan) -> None:
         args = group.args
         if group.power is None:
             raise ScenarioError(f"the power of group {group.name} is not known.", where=where)
-        odd = args.pipeline_parallel_size > 1 or args.data_parallel_size > 1 or args.enable_eplb
-        if odd or group.shares is not None or args.speculation is not None:
+        ranks = args.pipeline_parallel_size > 1 or args.data_parallel_size > 1 or args.enable_eplb
+        together = group.shares is not None or group.lends or POLICIES.get(args.policy).elastic
+        if ranks or together or args.speculation is not None:
             raise ScenarioError(
                 f"group {group.name}: clocks that change are not modelled for pipelines, ranks that step together, "
-                "shared GPUs and speculation.",
+                "GPUs or KV memory that are shared, engine policies that change their GPUs and speculation.",
                 where=where,
                 remedy="Use tensor_parallel_size and GPUs of its own, or leave cluster.clocks out.",
             )

@@ -10,14 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simulator.cluster.clock import Clock
+from simulator.cluster.clocks import Clocks
 from simulator.cluster.elastic import GroupLife, LifePlan, ScalingPlan
 from simulator.cluster.plan import ClocksPlan, ClusterPlan, Group, RouterPlan
 from simulator.cluster.simulation import Simulation
 from simulator.core.errors import PolicyError, ScenarioError
 from simulator.cost.power import ClockedCost, PowerModel, PowerSetting
 from simulator.metrics.energy import EnergyPlan, power_over_time, summarize_energy
+from simulator.replica.recorder import Columns
 from simulator.replica.records import ClusterEvent, SimulationRecords, Status
 from simulator.scaling import ClockController, Order, View
+from simulator.scheduling import EngineArgs
 from tests.cluster.test_many_replicas import ARGS, LINEAR, same, trace
 from traces.trace import Trace
 
@@ -124,7 +128,7 @@ def test_steps_are_slower_from_the_next_one_on_and_draw_less() -> None:
     assert energy(records)["kwh"] * 3.6e6 == pytest.approx(2 * joules, rel=1e-9)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     count=st.integers(1, 3),
@@ -179,6 +183,12 @@ def test_what_clocks_cannot_do_is_refused() -> None:
     with pytest.raises(PolicyError, match="shares from"):
         Simulation(requests, clocked("Wrong", {})).run()
     plan = clocked("Half", {})
-    stages = replace(plan.groups[0], args=replace(SYNC, pipeline_parallel_size=2))
-    with pytest.raises(ScenarioError, match="not modelled for pipelines"):
-        Simulation(requests, replace(plan, groups=(stages,)))
+    group = plan.groups[0]
+    odd = (
+        replace(group, args=replace(SYNC, pipeline_parallel_size=2)),
+        replace(group, args=EngineArgs(policy="loongserve", max_model_len=64, max_num_batched_tokens=64)),
+        replace(group, lends=True),
+    )
+    for one in odd:
+        with pytest.raises(ScenarioError, match="clocks that change are not modelled"):
+            Clocks(replace(plan, groups=(one,)), Clock(), Columns(1), endless=False)
