@@ -76,7 +76,7 @@ def alike(one: SimulationRecords, other: SimulationRecords) -> None:
         np.testing.assert_array_equal(getattr(one.transfers, name), getattr(other.transfers, name), err_msg=name)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     initial=st.integers(1, 4),
@@ -111,7 +111,7 @@ def test_migrating_requests_survive_whatever_fails(
     alike(*runs)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     cold=st.sampled_from([0.0, 0.3]),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from simulator.core.errors import PolicyError
 from simulator.core.registry import first_line
-from simulator.scaling import SCALERS, GroupFacts, GroupView, Scaler, Surroundings, View
+from simulator.scaling import CONTROLLERS, SCALERS, GroupFacts, GroupView, Scaler, Surroundings, View
 
 FACTS = GroupFacts("replicas", min_replicas=1, max_replicas=20, initial=2, cold_start_s=60.0, max_num_seqs=10)
 AT_ONCE = {"stabilization_down_s": 0.0, "average_s": 0.0}
@@ -163,10 +163,12 @@ def test_wrong_options_are_answered_with_the_right_ones(
     assert message in f"{caught.value} {caught.value.remedy}"
 
 
-@pytest.mark.parametrize("name", SCALERS.names())
-def test_every_policy_says_what_it_decides_and_where_it_comes_from(name: str) -> None:
-    text = SCALERS.get(name).__doc__ or ""
-    assert first_line(SCALERS.get(name))
+@pytest.mark.parametrize(
+    "policy", [*(policy for _, policy in SCALERS.items()), *(policy for _, policy in CONTROLLERS.items())]
+)
+def test_every_policy_says_what_it_decides_and_where_it_comes_from(policy: type) -> None:
+    text = policy.__doc__ or ""
+    assert first_line(policy)
     assert all(word in text for word in ("Decides:", "Why it helps:", "Limits:", "Reference:"))
 
 
