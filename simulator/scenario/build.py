@@ -35,7 +35,7 @@ from simulator.scenario.adapters import build_lora, check_moves
 from simulator.scenario.cluster import GroupSpec
 from simulator.scenario.config import Scenario, SloSpec
 from simulator.scenario.drafter import build_drafter
-from simulator.scenario.engine import EngineSpec, HardwareSpec, ModelSpec
+from simulator.scenario.engine import EngineSpec, ModelSpec
 from simulator.scenario.front import front_plan
 from simulator.scenario.hosted import build_offload
 from simulator.scenario.kv import check_holding, holding, without_prefixes
@@ -142,7 +142,7 @@ def build(scenario: Scenario, *, lenders: int = 1) -> Setup:
             memory = beside(memory, drafter.weight_bytes, drafter.kv_bytes_per_token, given_blocks=given_blocks)
     if engine.finetuning is not None:
         with at("engine.finetuning"):
-            check_alone(engine, args, scenario.hardware, cost)
+            check_alone(scenario, args, cost)
             size, given_blocks = round(engine.finetuning.memory_bytes), engine.num_gpu_blocks_override is not None
             memory = beside(memory, size, 0.0, given_blocks=given_blocks)
     lora = None
@@ -299,15 +299,16 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
     return plan
 
 
-def check_alone(engine: EngineSpec, args: EngineArgs, hardware: HardwareSpec, cost: OperatorCost) -> None:
+def check_alone(scenario: Scenario, args: EngineArgs, cost: OperatorCost) -> None:
     """Raises ScenarioError where a fine-tuning job stands beside what it does not go with."""
+    engine, hardware = scenario.engine, scenario.hardware
     several = max(args.pipeline_parallel_size, args.data_parallel_size, args.prefill_context_parallel_size) > 1
-    clocked = hardware.power_cap_w is not None or hardware.clock != 1.0
+    clocked = hardware.power_cap_w is not None or hardware.clock != 1.0 or scenario.cluster.clocks is not None
     elastic = POLICIES.get(args.policy).elastic or not by_operators(cost)
     if several or elastic or clocked or engine.enable_eplb or engine.lora_config or engine.speculative_config:
         raise ScenarioError(
             "fine-tuning is not modelled beside speculation, adapters, pipelines, data-parallel or context-parallel "
-            "ranks, offloaded weights, engine policies that change their GPUs and power caps.",
+            "ranks, offloaded weights, engine policies that change their GPUs, power caps and clocks.",
             remedy="Use tensor_parallel_size alone.",
         )
 

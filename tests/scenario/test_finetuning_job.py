@@ -52,6 +52,7 @@ def test_spans_are_steps() -> None:
         (["engine.finetuning={mode: time-slice}"], "give 'share'"),
         (["engine.lora_config={max_loras: 2}"], "not modelled beside"),
         (["hardware.clock=0.8"], "not modelled beside"),
+        (["cluster.clocks={policy: slo-clock}"], "not modelled beside"),
         (["engine.finetuning.memory_bytes=70GB"], "too little for one request"),
     ],
 )
