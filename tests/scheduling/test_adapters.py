@@ -150,7 +150,7 @@ def test_others_wait_until_those_who_passed_them_spent_their_credit() -> None:
     """Eight at a time with adapter 0; the ninth passes adapter 1 and so do two more. Then 1 and 2 come first."""
     lora = replace(FREE, max_loras=4, merge=MergePlan(0.5, 2, 0.0))
     trace = with_adapters(
-        Trace(np.arange(24) * 1e-3, np.full(24, 10), np.arange(24) % 5 + 7), [0] * 8 + [1, 0, 0, 0, 2] + [0] * 11
+        Trace(np.linspace(0.0, 0.023, 24), np.full(24, 10), np.arange(24) % 5 + 7), [0] * 8 + [1, 0, 0, 0, 2] + [0] * 11
     )
     args = EngineArgs(max_num_seqs=8, max_num_batched_tokens=512, async_scheduling=False, enable_prefix_caching=False)
     records = Simulation(trace, cluster(args, FixedCost(0.01, 0.0), 100, lora)).run()

@@ -22,7 +22,7 @@ from simulator.scheduling.args import Speculation
 from simulator.scheduling.speculation import Acceptance
 from tests.scheduling.invariants import check_pool, clock_never_runs_back, ends_once, nobody_is_left
 from tests.scheduling.test_span_is_step import WindowCost, traces
-from traces.trace import Floats, Trace
+from traces.trace import Trace
 
 RATES = (0.8, 0.64, 0.5)
 EAGLE = Speculation("eagle", 3, RATES)
@@ -120,7 +120,8 @@ def test_replicas_that_catch_up_do_what_watched_ones_do(seed: int, router: str, 
 def test_without_acceptance_it_makes_the_tokens_of_an_engine_that_does_not_speculate() -> None:
     """A draft that is never accepted changes prices alone, and here it has none."""
     rng = np.random.default_rng(1)
-    arrival: Floats = np.floor(np.cumsum(rng.exponential(0.05, 80)) * 64) / 64  # sums of steps are exact
+    ticks = np.floor(np.cumsum(rng.exponential(0.05, 80)) * 64)
+    arrival = np.asarray(ticks / 64, dtype=np.float64)  # sums of steps are exact
     trace = Trace(arrival, rng.integers(1, 90, 80), rng.integers(1, 40, 80))
     never = engine(speculation=Speculation("eagle", 3, (0.0,) * 3), max_num_batched_tokens=512, max_model_len=130)
     plain = replace(never, speculation=None)
@@ -144,7 +145,7 @@ def test_what_is_accepted_depends_on_request_and_position_alone() -> None:
 @pytest.mark.parametrize(("alpha", "drafts", "share"), [(0.5, 3, 0.05), (0.8, 4, 0.1), (0.9, 7, 0.02), (0.7, 1, 0.3)])
 def test_speedup_is_that_of_leviathan(alpha: float, drafts: int, share: float) -> None:
     """``(1 - a^(g+1)) / ((1 - a)(g c + 1))`` (arXiv:2211.17192, theorem 3.8), each draft token at ``c`` of a step."""
-    trace = Trace(np.arange(20) * 1e4, np.full(20, 10), np.full(20, 2001))
+    trace = Trace(np.linspace(0.0, 1.9e5, 20), np.full(20, 10), np.full(20, 2001))
     seconds = []
     for speculation, step in (
         (None, 1.0),
