@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from simulator.cli.console import err, out, print_json, print_rows
-from simulator.cli.options import AsJson
+from simulator.cli.options import AsJson, FormatOptions
 from simulator.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def cache(
         list[str] | None, typer.Option(help="Eviction policy (`windtunnel policies`); all by default. Repeatable.")
     ] = None,
     format: Annotated[str | None, typer.Option("--format", help="Format; found out from the file.")] = None,  # noqa: A002 - the option's name
+    option: FormatOptions = None,
     head: Annotated[int | None, typer.Option(min=1, help="Only the first requests.")] = None,
     folder: Annotated[Path, typer.Option("--out", help="Folder for the table and the picture.")] = Path("runs/cache"),
     as_json: AsJson = False,
@@ -37,7 +38,7 @@ def cache(
 
     sizes = _sizes(capacity_blocks)
     names = evictions(policy or [])
-    found = [curves(_read(trace, format, head), trace, names, sizes, _tick) for trace in traces]
+    found = [curves(_read(trace, format, head, option), trace, names, sizes, _tick) for trace in traces]
     files = write_curves(found, folder)
     if as_json:
         print_json([curve.to_dict() for curve in found])
@@ -76,8 +77,8 @@ def _sizes(text: str | None) -> list[int] | None:
     return sizes
 
 
-def _read(name: str, form: str | None, head: int | None) -> Trace:
+def _read(name: str, form: str | None, head: int | None, option: list[str] | None) -> Trace:
     from simulator.cli.trace import read
 
-    found = read(name, form)
+    found = read(name, form, option=option)
     return found if head is None else found.head(head)

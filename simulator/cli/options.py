@@ -12,6 +12,14 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="Override a field, e.g. engine.max_num_seqs=64. Repeatable."),
 ]
+FormatOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="NAME=VALUE",
+        help="The format's own (`windtunnel trace formats`), such as conversations=40.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Dtype = Annotated[str, typer.Option(help="Type of weights and activations.")]
 Quantization = Annotated[str | None, typer.Option(help="Weight quantization: fp8, int8, int4, mxfp4, nvfp4.")]

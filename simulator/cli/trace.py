@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import yaml
 
 from simulator.cli.console import out, print_json, print_rows
-from simulator.cli.options import AsJson
+from simulator.cli.options import AsJson, FormatOptions
 from simulator.core.errors import TraceError
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ def describe(
     trace: TraceFile,
     format: Format = None,  # noqa: A002 - the option's name
     strict: Strict = False,
+    option: FormatOptions = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw a picture into this PNG file.")] = None,
     num_requests: Number = 10_000,
     seed: Seed = 0,
@@ -40,7 +43,7 @@ def describe(
     """Rates, burstiness, lengths, sessions and prefix sharing of a trace."""
     from traces import describe as describing
 
-    found = read(trace, format, strict, num_requests, seed)
+    found = read(trace, format, strict, num_requests, seed, option)
     description = describing.describe(found)
     if plot is not None:
         describing.plot(found, plot)
@@ -60,11 +63,12 @@ def convert(
     ],
     format: Format = None,  # noqa: A002 - the option's name
     strict: Strict = False,
+    option: FormatOptions = None,
     num_requests: Number = 10_000,
     seed: Seed = 0,
 ) -> None:
     """Write a trace (or a preset's draws) as Windtunnel's own table."""
-    found = read(trace, format, strict, num_requests, seed)
+    found = read(trace, format, strict, num_requests, seed, option)
     name = to.name.lower()
     try:
         if name.endswith(".parquet"):
@@ -85,13 +89,13 @@ def convert(
 @app.command()
 def formats(as_json: AsJson = False) -> None:
     """List the trace formats."""
-    from traces.formats import FORMATS
+    from traces.formats import FORMATS, options_of
 
-    rows = [{"format": entry.name, "": entry.summary} for entry in FORMATS.values()]
+    found = [(entry.name, entry.summary, options_of(entry)) for entry in FORMATS.values()]
     if as_json:
-        print_json([{"format": row["format"], "summary": row[""]} for row in rows])
+        print_json([{"format": name, "summary": text, "options": options} for name, text, options in found])
     else:
-        print_rows(rows)
+        print_rows([{"format": name, "": text, "options": ", ".join(options)} for name, text, options in found])
 
 
 @app.command()
@@ -113,12 +117,26 @@ def read(
     strict: bool = False,
     num_requests: int = 10_000,
     seed: int = 0,  # noqa: A002
+    option: Sequence[str] | None = None,
 ) -> Trace:
-    """A trace file, or ``preset:NAME`` drawn anew. Raises TraceError."""
+    """A trace file, or ``preset:NAME`` drawn anew. option: of the format, each ``NAME=VALUE``. Raises TraceError."""
     if name.startswith(PRESET):
         from traces.generate import generate
 
         return generate(name.removeprefix(PRESET), num_requests=num_requests, seed=seed)
     from traces.formats import read_trace
 
-    return read_trace(name, format, strict=strict)
+    return read_trace(name, format, strict=strict, **_options(option or ()))
+
+
+def _options(given: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise TraceError(f"{text!r} is not of the form NAME=VALUE.", where="--option")
+        try:
+            found[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            found[name.strip()] = value
+    return found

@@ -73,14 +73,27 @@ def detect(source: Source) -> Format:
     raise source.error(what, remedy=f"Name the format. Known ones:\n{listed}\n  {others}")
 
 
+def options_of(chosen: Format) -> list[str]:
+    """Names of a format's own options."""
+    return [name for name in inspect.signature(chosen.read).parameters if name != "source"]
+
+
 def _check_options(chosen: Format, options: dict[str, Any]) -> None:
-    known = [name for name in inspect.signature(chosen.read).parameters if name != "source"]
-    for name in options:
-        if name not in known:
+    known = inspect.signature(chosen.read).parameters
+    for name, value in options.items():
+        if name not in options_of(chosen):
             raise TraceError(
                 f"format {chosen.name!r} has no option {name!r}",
-                remedy=suggestion(name, known, noun=f"options of {chosen.name}"),
+                remedy=suggestion(name, options_of(chosen), noun=f"options of {chosen.name}"),
             )
+        wanted = str(known[name].annotation)
+        if type(value) in _PLAIN and (
+            wanted.startswith("Mapping") or not any(k in wanted for k in _PLAIN[type(value)])
+        ):
+            raise TraceError(f"option {name} of format {chosen.name!r} is {wanted}, not {value!r}")
 
 
-__all__ = ["FORMATS", "Format", "detect", "read_trace"]
+# Words of an option's annotation that a plain value fits.
+_PLAIN: dict[type, tuple[str, ...]] = {bool: ("bool",), int: ("int", "float"), float: ("float",), str: ("str",)}
+
+__all__ = ["FORMATS", "Format", "detect", "options_of", "read_trace"]
