@@ -132,6 +132,8 @@ def _setup(group: Setup) -> dict[str, float | int | None]:
 
 def _expert_hit_ratio(group: Setup) -> float | None:
     """Of one sequence; None: all experts are in GPU memory."""
+    if group.cost.placed.experts is None:  # a published price knows no layers
+        return None
     served = [x for x in group.cost.expert_layers(eplb=False).values() if isinstance(x, ServedExperts)]
     return served[0].hit_ratio(1) if served else None
 
