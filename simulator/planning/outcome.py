@@ -52,6 +52,25 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Shaken:
+    """A change, and the rate that is sustained within the SLO under it (requests/s); 0: none."""
+
+    name: str
+    rate: float
+
+
+@dataclass(frozen=True)
+class Hour:
+    """An hour of a load. offered, carries: requests/s that arrive, and that the replicas ready then sustain; ready:
+    replicas, on average; within_slo: share of the requests judged, None: none was."""
+
+    offered: float
+    carries: float
+    ready: float
+    within_slo: float | None
+
+
+@dataclass(frozen=True)
 class Status:
     """How far a plan is."""
 
@@ -72,6 +91,8 @@ class Answer:
     outcomes: tuple[Outcome, ...]
     curves: dict[int, tuple[Probe, ...]]  # by design: runs around what the best two sustain
     slo_runs: tuple[tuple[int, float, float | None], ...]  # (design, factor, cost or rate), None: not within the limits
+    shaken: tuple[Shaken, ...]  # of the best design: what it sustains when the plan is wrong about something
+    hours: tuple[Hour, ...]  # of the best design, of a load that lasts for a day or more at its own times
     calibration: dict[str, Any]
     all_probes: tuple[Probe, ...] = field(repr=False, default=())
 

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
+from simulator.metrics.series import mean_count
 from simulator.metrics.slo import Slo
 from simulator.planning.bounds import floors, roles_of
 from simulator.planning.capacity import fewest_copies, sustained
+from simulator.planning.change import Change, step_time_error
 from simulator.planning.load import Design
-from simulator.planning.outcome import Outcome
-from simulator.planning.probe import Probe
+from simulator.planning.outcome import Hour, Outcome, Shaken
+from simulator.planning.probe import Bench, Probe
 from simulator.planning.study import Study
+from simulator.scenario.synthetic import Poisson
+from simulator.scenario.workload import Transform
 
 CURVE = (0.4, 0.6, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5)  # of the sustained rate, for the picture of the knee
+POINTS = 0.1  # by which the ratio of prefix hits is taken to be wrong
+HOUR_S, SAMPLE = 3600.0, 5000
 BEST = 5  # designs whose cost is drawn against the SLO
 
 
@@ -52,3 +60,77 @@ def with_slo(task: tuple[Study, Outcome, float]) -> tuple[float | None, tuple[Pr
 def scaled(slo: Slo, factor: float) -> Slo:
     """Every limit times ``factor``."""
     return replace(slo, **{name: limit * factor for name, limit in slo.limits().items()})  # type: ignore[arg-type]
+
+
+def changes(study: Study, outcome: Outcome) -> list[Change]:
+    """What the plan may be wrong about: prompts, the cache, the step times."""
+    bench = study.bench(outcome.design)
+    found = [Change("prompts twice as long", prompts=2.0), Change("prompts half as long", prompts=0.5)]
+    hits = max((probe.prefix_hit_ratio or 0.0 for probe in outcome.probes if probe.meets), default=0.0)
+    if hits > POINTS:
+        found.append(Change(f"prefix hits {hits:.0%} less {POINTS * 100:.0f} points", private=POINTS / hits))
+    error, stated = step_time_error(bench.groups)
+    said = f"{error:.0%}" + ("" if stated else " (assumed)")
+    found += [Change(f"steps {said} slower", slower=1 + error), Change(f"steps {said} faster", slower=1 / (1 + error))]
+    return found
+
+
+def shake(task: tuple[Study, Outcome, Change]) -> tuple[Shaken, tuple[Probe, ...]]:
+    """What the design sustains under a change, of the first replication.
+
+    Steps slower by k are the same as limits and gaps between arrivals shorter by k: the clock counts in steps.
+    """
+    study, outcome, change = task
+    assert outcome.sustained is not None
+    bench = study.bench(outcome.design, Change(prompts=change.prompts, private=change.private))
+    limits = scaled(bench.slo, 1.0 / change.slower)
+
+    def run(rate: float, copies: int, seed: int) -> Probe:
+        return bench.probe(rate, copies, seed, slo=limits)
+
+    seeds, copies = study.seeds(outcome.design)[:1], outcome.copies or 1
+    guess = outcome.sustained.by_seed[0] / change.prompts
+    found = sustained(run, copies, seeds, guess=guess, tolerance=0.05, confidence=study.plan.confidence)
+    return Shaken(change.name, found.rate / change.slower), found.probes
+
+
+def by_hour(task: tuple[Study, Outcome]) -> tuple[Hour, ...]:
+    """The best design through its load, hour by hour: what arrives beside what the replicas ready then carry."""
+    study, outcome = task
+    bench = study.bench(outcome.design)
+    seed = study.seeds(outcome.design)[0]
+    result = bench.result(None, 1, seed)
+    records, good = result.records, result.analysis.outcome
+    assert good is not None
+    edges = np.arange(0.0, records.end + HOUR_S, HOUR_S)
+    edges = edges[: int(result.trace.arrival[-1] // HOUR_S) + 1]
+    which = np.digitize(records.requests.arrival, edges) - 1
+    arrived, judged, met = (
+        np.bincount(which[mask], minlength=len(edges))[: len(edges) - 1]
+        for mask in (which < len(edges) - 1, good.decided & (which >= 0), good.good & (which >= 0))
+    )
+    if records.replicas:
+        ready = mean_count(
+            np.array([replica.ready for replica in records.replicas]),
+            np.array([max(replica.ready, replica.stopped) for replica in records.replicas]),
+            edges,
+        )
+    else:
+        ready = np.full(len(edges) - 1, float(sum(group.replicas for group in bench.groups)))
+    sizes = np.arange(int(np.ceil(ready.max(initial=0.0))) + 1)
+    rates = [0.0, *(_steady(study, bench, seed, int(size)) for size in sizes[1:])]
+    carries = np.interp(ready, sizes, rates)
+    rows = zip(arrived.tolist(), carries.tolist(), ready.tolist(), judged.tolist(), met.tolist(), strict=True)
+    return tuple(Hour(n / HOUR_S, c, r, m / j if j else None) for n, c, r, j, m in rows)
+
+
+def _steady(study: Study, bench: Bench, seed: int, replicas: int) -> float:
+    """Requests/s that so many replicas that stay sustain of such requests, at a steady rate."""
+    scenario = bench.scenario
+    steady = (Transform(head=SAMPLE), Transform(arrivals=Poisson(process="poisson", rate=1.0)))
+    workload = replace(scenario.workload, transforms=(*scenario.workload.transforms, *steady))
+    cluster = replace(scenario.cluster, replicas=replicas, scaling=None, cold_start=None, faults=())
+    alone = Bench(replace(scenario, cluster=cluster, workload=workload), study.ledger)
+    return sustained(
+        alone.probe, 1, (seed,), guess=float(replicas), tolerance=0.05, confidence=study.plan.confidence
+    ).rate

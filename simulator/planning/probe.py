@@ -15,6 +15,7 @@ from simulator.cost.calibration import describe
 from simulator.metrics.fleet import lifetimes
 from simulator.metrics.slo import Slo
 from simulator.metrics.summary import Summary
+from simulator.planning.change import Change
 from simulator.planning.ledger import Ledger, Row
 from simulator.planning.runs import WORKSHOP, run_key
 from simulator.replica.records import Status
@@ -63,15 +64,16 @@ class Probe:
     output_tokens_per_s: float | None = None
     tokens_per_s_per_user: float | None = None
     gpus_held: float | None = None
+    prefix_hit_ratio: float | None = None
     key: str = ""
 
 
 class Bench:
     """A design whose engines are built: runs at any rate, with any number of copies."""
 
-    def __init__(self, scenario: Scenario, ledger: Ledger | None = None) -> None:
-        """ledger: of runs made before. Raises UserErrors like ``build_groups``."""
-        self.scenario, self.ledger = scenario, ledger or Ledger()
+    def __init__(self, scenario: Scenario, ledger: Ledger | None = None, change: Change | None = None) -> None:
+        """ledger: of runs made before. change: of the load. Raises UserErrors like ``build_groups``."""
+        self.scenario, self.ledger, self.change = scenario, ledger or Ledger(), change or Change()
         self.groups = WORKSHOP.groups(scenario)
         slo = self.groups[0].slo
         assert slo is not None
@@ -92,7 +94,8 @@ class Bench:
         return sum(price * group.replicas for price, group in zip(known, self.groups, strict=True))
 
     def trace(self, seed: int) -> Trace:
-        return WORKSHOP.trace(replace(self.scenario, seed=seed))
+        trace = WORKSHOP.trace(replace(self.scenario, seed=seed))
+        return self.change.applied(trace, seed, max(group.args.max_model_len for group in self.groups))
 
     def calibration(self) -> dict[str, Any]:
         """By GPU: where step times come from, with their stated error."""
@@ -109,7 +112,7 @@ class Bench:
 
     def _once(self, kind: str, rate: float | None, copies: int, seed: int, slo: Slo, make: Make) -> Probe:
         """The run from the ledger, or made now and put there."""
-        asked = f"{kind}/{run_key(replace(self.scenario, seed=seed))}/{rate!r}/{copies}/{slo!r}"
+        asked = f"{kind}/{run_key(replace(self.scenario, seed=seed))}/{rate!r}/{copies}/{slo!r}/{self.change!r}"
         key = hashlib.sha256(asked.encode()).hexdigest()
         row = self.ledger.get(key)
         if row is None:
@@ -132,9 +135,10 @@ class Bench:
         at = trace.rate if rate is None else rate
         return self._judged(result, at, copies, seed, limits, fraction, time.process_time() - begin)
 
-    def result(self, rate: float, copies: int, seed: int) -> Result:
-        """The whole run."""
-        return self._run(transforms.to_rate(self.trace(seed), rate), copies, seed, self.slo)
+    def result(self, rate: float | None, copies: int, seed: int) -> Result:
+        """The whole run; rate None: at the load's own times."""
+        trace = self.trace(seed) if rate is None else transforms.to_rate(self.trace(seed), rate)
+        return self._run(trace, copies, seed, self.slo)
 
     def sketch(self, rate: float, copies: int, seed: int) -> Probe:
         """A run of the first requests alone: where to look, never an answer."""
@@ -189,7 +193,7 @@ class Bench:
             cost.get("usd_per_hour"), cost.get("usd_per_million_output_tokens"), said.constraint,
             " ".join(said.evidence), " ".join(said.next_steps), len(result.trace), cpu_s,
             summary["throughput"]["output_tokens_per_s"], 1.0 / tpot if tpot else None,
-            _gpus_held(result),
+            _gpus_held(result), summary["engine"]["prefix_hit_ratio_run"],
         )  # fmt: skip
 
 

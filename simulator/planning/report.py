@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from simulator import __version__
 from simulator.planning import answer as words
-from simulator.planning.capacity import t_half_width
+from simulator.planning import charts
 from simulator.planning.outcome import Answer, Outcome
-from simulator.planning.pictures import BEST
-from simulator.planning.probe import Probe
 from simulator.report import html
-from simulator.report.svg import Limit, Series, line_chart, number
+from simulator.report.svg import number
 from simulator.report.words import accuracy
 
-PLACES = ("best", "2nd", "3rd", "4th", "5th")
 MAX_ROWS = 60  # designs shown; all are in designs.csv
 
 
@@ -44,7 +39,7 @@ def page(answer: Answer, folder: Path) -> str:
         state="answer" if best is not None else "infeasible",
         binding=_binding(best),
         tiles=_tiles(answer),
-        figures=[figure for figure in (_goodput(answer), _against_slo(answer)) if figure is not None],
+        figures=charts.figures(answer),
         columns=_columns(answer),
         rows=_rows(answer),
         hidden=max(0, len(answer.outcomes) - MAX_ROWS),
@@ -105,79 +100,6 @@ def _token_price(best: Outcome) -> list[tuple[str, str, str]]:
     if not prices:
         return []
     return [("Token price", f"${sum(prices) / len(prices):,.2f}", "per million output tokens at this load")]
-
-
-def _goodput(answer: Answer) -> dict[str, Any] | None:
-    best = answer.best
-    if best is None or best.sustained is None or not answer.curves.get(best.design.index):
-        return None
-    series, most = [], 0.0
-    for place, outcome in enumerate(answer.ranked[:2]):
-        x, mean, _ = _mean_goodput(answer.curves.get(outcome.design.index, ()), answer.file.plan.confidence)
-        if len(x):
-            series.append(Series(PLACES[place], x, mean, colour=1 + place, area=place == 0))
-            most = max(most, float(x[-1]))
-    line = np.array([0.0, most])
-    series.append(Series("offered", line, line, colour=4))
-    asked = () if answer.file.plan.rate is None else (Limit(answer.file.plan.rate, "asked"),)
-    at = float(np.interp(best.sustained.rate, series[0].x, series[0].y))
-    svg = line_chart(
-        series,
-        x_label="offered requests/s",
-        y_label="requests/s within every limit",
-        summary="Goodput of the best two designs against the offered rate",
-        x_range=(0.0, most),
-        x_limits=asked,
-        dots=((best.sustained.rate, at, f"sustains {number(best.sustained.rate)}"),),
-    )
-    _, _, half = _mean_goodput(answer.curves[best.design.index], answer.file.plan.confidence)
-    wide = float(np.max(half)) if len(half) else 0.0
-    caption = (
-        f"Mean of {len(best.sustained.by_seed)} replications. The best design's knee lies at "
-        f"{number(best.sustained.rate)} requests/s ({words.interval(answer, best)}): above it the SLO's percentile is "
-        f"missed, and goodput leaves the offered line. A run lasts until its last answer, which keeps goodput a "
-        f"little under that line. Widest interval of a point: ±{number(wide)} requests/s."
-    )
-    return {"title": "Goodput against rate", "svg": Markup(svg), "caption": caption}  # noqa: S704  svg.py escapes
-
-
-def _mean_goodput(probes: Sequence[Probe], confidence: float) -> tuple[Any, Any, Any]:
-    """(rates, mean goodput, half width of its interval), a point per rate."""
-    rates = sorted({probe.rate for probe in probes})
-    values = [[p.goodput_request_per_s or 0.0 for p in probes if p.rate == rate] for rate in rates]
-    mean = np.array([float(np.mean(found)) for found in values])
-    return np.array(rates), mean, np.array([t_half_width(found, confidence) for found in values])
-
-
-def _against_slo(answer: Answer) -> dict[str, Any] | None:
-    if not answer.slo_runs:
-        return None
-    plan = answer.file.plan
-    series = []
-    for place, outcome in enumerate(answer.ranked[:BEST]):
-        points = {factor: value for index, factor, value in answer.slo_runs if index == outcome.design.index}
-        points[1.0] = outcome.sustained.rate if plan.find == "highest-rate" and outcome.sustained else outcome.cost
-        factors = sorted(points)
-        y = np.array([np.nan if points[f] is None else points[f] for f in factors], dtype=float)
-        if np.isfinite(y).any():
-            series.append(Series(PLACES[place], np.array(factors), y, colour=1 + place))
-    if not series:
-        return None
-    what = {"cheapest": "USD per hour", "fewest-gpus": "GPUs", "highest-rate": "requests/s sustained"}[plan.find]
-    svg = line_chart(
-        series,
-        x_label="SLO limits, times those asked for",
-        y_label=what,
-        summary=f"{what} of the best designs as the limits of the SLO are multiplied",
-        x_log=True,
-        x_limits=(Limit(1.0, "asked"),),
-    )
-    caption = (
-        "The best designs again, with every limit of the SLO multiplied; first replication. A curve that ends cannot "
-        "meet the tighter limits within the budget."
-    )
-    title = "Rate against SLO" if plan.rate is None else "Cost against SLO"
-    return {"title": title, "svg": Markup(svg), "caption": caption}  # noqa: S704  svg.py escapes
 
 
 def _columns(answer: Answer) -> list[str]:

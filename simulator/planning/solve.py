@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from simulator.planning.evaluate import certify, evaluate
 from simulator.planning.ledger import Ledger
 from simulator.planning.load import PlanFile
-from simulator.planning.outcome import Answer, Outcome, Progress, Status
-from simulator.planning.pictures import BEST, CURVE, patient_probe, with_slo
+from simulator.planning.outcome import Answer, Hour, Outcome, Progress, Shaken, Status
+from simulator.planning.pictures import BEST, CURVE, by_hour, changes, patient_probe, shake, with_slo
 from simulator.planning.pool import spread
 from simulator.planning.probe import Probe
 from simulator.planning.screen import Screened, screen_all
@@ -19,6 +19,7 @@ from simulator.planning.spec import Plan
 from simulator.planning.store import Store
 from simulator.planning.study import Study
 
+DAY_S = 20 * 3600.0  # a load that lasts this long has hours
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -64,10 +65,12 @@ class _Solver:
         ranked = [outcome for outcome in outcomes if outcome.state == "ranked"]
         curves = self._curves(ranked[:2]) if pictures else {}
         slo_runs = self._against_slo(ranked[:BEST]) if pictures else ()
+        shaken = self._shaken(ranked[:1]) if pictures else ()
+        hours = self._hours(ranked[:1]) if pictures else ()
         calibration: dict[str, Any] = {}
         for outcome in ranked[:2]:
             calibration |= self.study.bench(outcome.design).calibration()
-        return Answer(self.file, tuple(outcomes), curves, slo_runs, calibration, tuple(self.probes))
+        return Answer(self.file, tuple(outcomes), curves, slo_runs, shaken, hours, calibration, tuple(self.probes))
 
     def _each(self, phase: str, work: Callable[[T], R], tasks: Iterable[T], total: int) -> Iterator[tuple[T, R]]:
         """``spread`` with progress."""
@@ -134,6 +137,31 @@ class _Solver:
             found.setdefault(task[1].index, []).append(probe)
             self.probes.append(probe)
         return {index: tuple(sorted(probes, key=lambda p: (p.rate, p.seed))) for index, probes in found.items()}
+
+    def _shaken(self, ranked: Sequence[Outcome]) -> tuple[Shaken, ...]:
+        tasks = [
+            (self.study, outcome, change)
+            for outcome in ranked
+            if outcome.sustained is not None and outcome.sustained.rate
+            for change in changes(self.study, outcome)
+        ]
+        found: dict[str, Shaken] = {}
+        for task, (one, probes) in self._each("what if", shake, tasks, len(tasks)):
+            found[task[2].name] = one
+            self.probes += probes
+        return tuple(found[change.name] for _, _, change in tasks)
+
+    def _hours(self, ranked: Sequence[Outcome]) -> tuple[Hour, ...]:
+        tasks = [
+            (self.study, outcome)
+            for outcome in ranked
+            if outcome.bill is not None and outcome.design.scenario is not None
+            if not outcome.design.scenario.cluster.groups and self._lasts(outcome) >= DAY_S
+        ]
+        return next((found for _, found in self._each("hours", by_hour, tasks, len(tasks))), ())
+
+    def _lasts(self, outcome: Outcome) -> float:
+        return self.study.bench(outcome.design).trace(self.study.seeds(outcome.design)[0]).duration
 
     def _against_slo(self, ranked: Sequence[Outcome]) -> tuple[tuple[int, float, float | None], ...]:
         if self.plan.find == "lowest-bill":

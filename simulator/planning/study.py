@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from simulator.planning.change import Change
 from simulator.planning.ledger import Ledger
 from simulator.planning.load import Design
 from simulator.planning.probe import Bench
@@ -17,10 +18,10 @@ class Study:
     plan: Plan
     ledger: Ledger
 
-    def bench(self, design: Design) -> Bench:
+    def bench(self, design: Design, change: Change | None = None) -> Bench:
         """Raises UserErrors where the design cannot be built."""
         assert design.scenario is not None
-        return Bench(design.scenario, self.ledger)
+        return Bench(design.scenario, self.ledger, change)
 
     def seeds(self, design: Design) -> tuple[int, ...]:
         """The same for all designs: common random numbers. One where a seed would not change the requests of a file."""

@@ -18,11 +18,17 @@ import simulator
 from simulator.cli.main import app
 from simulator.core.errors import ScenarioError
 from simulator.planning import answer as words
+from simulator.planning import charts
 from simulator.planning.bounds import floors, highest_rate, roles_of
 from simulator.planning.capacity import fewest_copies, sustained
+from simulator.planning.change import Change
+from simulator.planning.ledger import Ledger
 from simulator.planning.load import read_plan
+from simulator.planning.pictures import shake
 from simulator.planning.probe import Bench, Probe
 from simulator.planning.solve import solve
+from simulator.planning.study import Study
+from traces.trace import PrefixBlocks, Trace
 
 PLAN = """
 name: small
@@ -257,7 +263,9 @@ def test_the_command_writes_an_answer_that_can_be_run(tmp_path: Path) -> None:
     assert "The cheapest way to serve 40 requests/s" in shown.stdout and "Next best:" in shown.stdout
     assert "vllm serve Qwen/Qwen2.5-0.5B" in shown.stdout
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "Which &lt;GPU&gt;?" in page and page.count("<svg") == 2
+    assert "Which &lt;GPU&gt;?" in page and page.count("<svg") == 4
+    assert all(f"<h3>{title}</h3>" in page for title in ("Goodput against rate", "Per GPU against per user"))
+    assert "traffic +20%" in page and "prompts twice as long" in page
     assert "http" not in page.replace("http://www.w3.org", "")
     said = json.loads((out / "plan.json").read_text(encoding="utf-8"))
     assert said["feasible"] and said["effort"]["runs"] > 0
@@ -317,6 +325,46 @@ def test_the_lowest_bill_is_that_of_the_runs_themselves(tmp_path: Path) -> None:
     with pytest.raises(ScenarioError, match="for replicas that stay"):
         read_plan(plan_file(tmp_path, space=space.replace("one: {replicas: 1, router: least-requests}, ", "")
                             .replace("four: {replicas: 4, router: least-requests}, ", "")))  # fmt: skip
+
+
+def test_slower_steps_are_shorter_limits_and_gaps(tmp_path: Path) -> None:
+    """And what is sustained then is less than the plain ratio says, because limits bind sooner, too."""
+    path = plan_file(tmp_path, find="highest-rate", more="", replications=1, space="{engine.max_num_seqs: [32]}")
+    file = read_plan(path)
+    study = Study(file.plan, Ledger())
+    best = solve(file, pictures=False).best
+    assert best is not None and best.sustained is not None
+    same, _ = shake((study, best, Change("the same")))
+    slow, probes = shake((study, best, Change("slower", slower=1.3)))
+    assert same.rate == pytest.approx(best.sustained.rate, rel=0.05)
+    assert 0.5 * same.rate < slow.rate < same.rate / 1.3
+    assert {probe.meets for probe in probes} == {True, False}
+    shorter, _ = shake((study, best, Change("prompts half as long", prompts=0.5)))
+    longer, _ = shake((study, best, Change("prompts twice as long", prompts=2.0)))
+    assert longer.rate < same.rate < shorter.rate
+
+
+def test_a_change_of_the_load_changes_what_it_says() -> None:
+    prefix = PrefixBlocks(np.array([0, 2, 4, 4]), np.array([1, 2, 1, 3]), 16)
+    trace = Trace(np.zeros(3), np.array([40, 33, 90]), np.array([5, 5, 100]), prefix=prefix)
+    longer = Change(prompts=2.0).applied(trace, 0, 200)
+    assert longer.prompt_tokens.tolist() == [80, 66, 100] and longer.prefix is not None  # cut to what fits the model
+    assert longer.prefix.block_tokens == 32 and longer.prefix.ids.tolist() == [1, 2, 1, 3]
+    alone = Change(private=1.0).applied(trace, 0, 200)
+    assert alone.prefix is not None and len(set(alone.prefix.ids.tolist()) | {1, 2, 3}) == 7
+    assert Change().applied(trace, 0, 200) is trace
+
+
+def test_a_day_has_hours_with_what_replicas_ready_then_carry(tmp_path: Path) -> None:
+    wave = "{process: diurnal, rate: 0.02, amplitude: 0.9}"
+    space = "{cluster: {two: {replicas: 2, router: least-requests}}}"
+    path = plan_file(tmp_path, find="lowest-bill", more="", replications=1, requests=1700, ttft=0.5, space=space)
+    path.write_text(path.read_text(encoding="utf-8").replace("{process: poisson, rate: 30}", wave), encoding="utf-8")
+    found = solve(read_plan(path))
+    assert 20 <= len(found.hours) <= 24 and {hour.ready for hour in found.hours} == {2.0}
+    assert sum(hour.offered for hour in found.hours) * 3600 <= 1700
+    assert len({hour.carries for hour in found.hours}) == 1 and found.hours[0].carries > 20.0
+    assert [figure["title"] for figure in charts.figures(found)] == ["Headroom by the hour", "SLO by the hour"]
 
 
 def test_disaggregated_designs_are_planned_like_any_other(tmp_path: Path) -> None:
