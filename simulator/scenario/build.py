@@ -100,64 +100,20 @@ def build(scenario: Scenario, *, lenders: int = 1) -> Setup:
     with at("model"):
         offload = build_offload(scenario, served, card)
         memory = plan_memory(scenario, args, served, card, offload, lenders)
-        cost = cost_model(
-            served,
-            card,
-            calibration,
-            Deployment(
-                engine.tensor_parallel_size,
-                engine.pipeline_parallel_size,
-                engine.enable_expert_parallel,
-                spec.dtype,
-                spec.quantization,
-                spec.kv_cache_dtype,
-                engine.data_parallel_size,
-                engine.all2all_backend,
-                engine.expert_skew,
-                engine.enable_eplb,
-                engine.num_redundant_experts,
-                engine.prefill_context_parallel_size,
-                engine.decode_context_parallel_size,
-                engine.context_parallel_layout,
-                tensor_parallel_layout=engine.tensor_parallel_layout,
-                experts=None if engine.experts is None else engine.experts.build(),
-                offload=offload,
-            ),
-            overhead=engine_overhead(
-                card,
-                max_num_seqs=args.max_num_seqs,
-                max_num_batched_tokens=args.max_num_batched_tokens,
-                async_scheduling=bool(args.async_scheduling),
-                enforce_eager=engine.enforce_eager,
-                preset=engine.overhead or ("sglang" if args.policy == "sglang" else NEWEST),
-                max_cudagraph_capture_size=engine.max_cudagraph_capture_size,
-            ),
-            speed=None if scenario.hardware.kernel_speed is None else scenario.hardware.kernel_speed.build(),
-        )
-    drafter = None
+        cost = build_cost(scenario, args, served, card, calibration, offload)
+    drafter, lora, given_blocks = None, None, engine.num_gpu_blocks_override is not None
     if engine.speculative_config is not None:
         with at("engine.speculative_config"):
             drafter = build_drafter(engine.speculative_config, cost)
-            given_blocks = engine.num_gpu_blocks_override is not None
             memory = beside(memory, drafter.weight_bytes, drafter.kv_bytes_per_token, given_blocks=given_blocks)
     if engine.finetuning is not None:
         with at("engine.finetuning"):
             check_alone(scenario, args, cost)
-            size, given_blocks = round(engine.finetuning.memory_bytes), engine.num_gpu_blocks_override is not None
-            memory = beside(memory, size, 0.0, given_blocks=given_blocks)
-    lora = None
+            memory = beside(memory, round(engine.finetuning.memory_bytes), 0.0, given_blocks=given_blocks)
     if engine.lora_config is not None:
         with at("engine.lora_config"):
-            given_blocks = engine.num_gpu_blocks_override is not None
             lora, memory = build_lora(engine.lora_config, cost, memory, given_blocks=given_blocks)
-    with at("hardware.clock"):
-        power_model(card, PowerSetting(clock=scenario.hardware.clock))
-    with at("hardware.power_cap_w"):
-        power = power_model(card, PowerSetting(scenario.hardware.power_cap_w, scenario.hardware.clock))
-    # Rows count the tokens of all data-parallel or context-parallel ranks, each of which needs a ridge of its own.
-    several = engine.data_parallel_size * engine.prefill_context_parallel_size
-    queries = () if args.speculation is None else args.speculation.queries
-    power = replace(power, ridge_tokens=power.ridge_tokens * several, queries=queries)
+    power = build_power(scenario, args, card)
     each = scenario.hardware.price_per_gpu_hour
     each = card.price_per_hour if each is None else each
     num_gpu_blocks, block_size = engine_blocks(memory, args, cost.placed)
@@ -179,6 +135,61 @@ def build(scenario: Scenario, *, lenders: int = 1) -> Setup:
         job=None if engine.finetuning is None else engine.finetuning.build_job(),
         holding=holding(smaller_kv(spec), args, cost.placed),
     )
+
+
+def build_cost(  # noqa: PLR0917 - what a price depends on
+    scenario: Scenario, args: EngineArgs, served: Model, card: Gpu, calibration: Calibration | None,
+    offload: Offload | None,
+) -> OperatorCost:  # fmt: skip
+    """Prices of one replica's steps."""
+    spec, engine, speed = scenario.model, scenario.engine, scenario.hardware.kernel_speed
+    return cost_model(
+        served,
+        card,
+        calibration,
+        Deployment(
+            engine.tensor_parallel_size,
+            engine.pipeline_parallel_size,
+            engine.enable_expert_parallel,
+            spec.dtype,
+            spec.quantization,
+            spec.kv_cache_dtype,
+            engine.data_parallel_size,
+            engine.all2all_backend,
+            engine.expert_skew,
+            engine.enable_eplb,
+            engine.num_redundant_experts,
+            engine.prefill_context_parallel_size,
+            engine.decode_context_parallel_size,
+            engine.context_parallel_layout,
+            tensor_parallel_layout=engine.tensor_parallel_layout,
+            experts=None if engine.experts is None else engine.experts.build(),
+            offload=offload,
+        ),
+        overhead=engine_overhead(
+            card,
+            max_num_seqs=args.max_num_seqs,
+            max_num_batched_tokens=args.max_num_batched_tokens,
+            async_scheduling=bool(args.async_scheduling),
+            enforce_eager=engine.enforce_eager,
+            preset=engine.overhead or ("sglang" if args.policy == "sglang" else NEWEST),
+            max_cudagraph_capture_size=engine.max_cudagraph_capture_size,
+        ),
+        speed=None if speed is None else speed.build(),
+    )
+
+
+def build_power(scenario: Scenario, args: EngineArgs, card: Gpu) -> PowerModel:
+    """Power of one GPU under the scenario's cap and clock."""
+    hardware, engine = scenario.hardware, scenario.engine
+    with at("hardware.clock"):
+        power_model(card, PowerSetting(clock=hardware.clock))
+    with at("hardware.power_cap_w"):
+        power = power_model(card, PowerSetting(hardware.power_cap_w, hardware.clock))
+    # Rows count the tokens of all data-parallel or context-parallel ranks, each of which needs a ridge of its own.
+    several = engine.data_parallel_size * engine.prefill_context_parallel_size
+    queries = () if args.speculation is None else args.speculation.queries
+    return replace(power, ridge_tokens=power.ridge_tokens * several, queries=queries)
 
 
 def build_tiers(engine: EngineSpec, args: EngineArgs, served: Model, memory: MemoryPlan, card: Gpu) -> TierSet | None:
