@@ -109,6 +109,8 @@ class Tiers:
 
 def _completing(chunks: Chunks, prefix: PrefixBlocks, stride: int) -> Ints:
     """Id (as requests carry it) of the block in which each chunk ends, or of the prompt's last full one; -1: none."""
+    if not len(prefix.ids):
+        return np.full(len(chunks.ids), -1)
     ends = row_cumsum(chunks.tokens, chunks.offsets)
     full = np.repeat(prefix.counts() // stride, chunks.counts())
     block = np.minimum((ends - 1) // (prefix.block_tokens * stride), full - 1)

@@ -24,12 +24,12 @@ DRAM = TierPlan("dram", 1e9, 1e12, write="through")
 ASK = 20  # tokens of every question
 
 
-def rag(rows: list[list[tuple[int, int]]], *, every_s: float = 10.0) -> Trace:
+def rag(rows: list[list[tuple[int, int]]], *, every_s: float = 10.0, question: int = ASK) -> Trace:
     """Prompts of the given (document, tokens) and a question, one after the other."""
     offsets = np.concatenate(([0], np.cumsum([len(row) for row in rows])))
     flat = np.array([part for row in rows for part in row], dtype=np.int64).reshape(-1, 2)
     chunks = Chunks(offsets, flat[:, 0], flat[:, 1])
-    n, prompt = len(rows), chunks.totals() + ASK
+    n, prompt = len(rows), chunks.totals() + question
     output = np.full(n, 2)
     return Trace(
         np.linspace(0.0, every_s * (n - 1), n), prompt, output, prefix=prefix_of_chunks(chunks, 16), chunks=chunks
@@ -109,6 +109,10 @@ def test_a_chunk_is_there_when_it_has_been_computed() -> None:
     assert one(at_once, pool, count=2).requests.cached_tokens.tolist() == [0, 0]
     assert one(at_once, pool, count=1).requests.cached_tokens.tolist() == [0, 224]  # the next step knows of it
     assert one(rag([[A, B], [B, A]]), pool, count=2).requests.cached_tokens.tolist() == [0, 224]
+
+
+def test_prompts_below_a_block_have_nothing_to_share() -> None:
+    assert one(rag([[(1, 5)], [(1, 5)]], question=3), DRAM).requests.cached_tokens.tolist() == [0, 0]
 
 
 def test_a_trace_must_name_chunks() -> None:
