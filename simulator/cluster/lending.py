@@ -8,8 +8,6 @@ from simulator.cost.step import OperatorCost
 from simulator.replica.lending import Loans
 from simulator.scheduling import POLICIES
 
-MOVERS = {"disaggregation": "disaggregation", "life": "scaling and faults", "migration": "migration"}
-
 
 def loans_by_place(cluster: ClusterPlan) -> dict[int, Loans]:
     """The pool that each replica of a lending group takes its blocks from. Raises ScenarioError where it cannot."""
@@ -25,8 +23,8 @@ def loans_by_place(cluster: ClusterPlan) -> dict[int, Loans]:
 
 
 def _check(cluster: ClusterPlan, group: Group) -> None:
-    args = group.args
-    others = [what for name, what in MOVERS.items() if getattr(cluster, name) is not None]
+    args, policy = group.args, POLICIES.get(group.args.policy)
+    others = cluster.acting
     for name, on in (
         ("pipeline, data and context parallel sizes", args.pipeline_parallel_size * args.data_parallel_size > 1),
         ("enable_prefix_caching", bool(args.enable_prefix_caching)),
@@ -37,7 +35,7 @@ def _check(cluster: ClusterPlan, group: Group) -> None:
         ("speculation", args.speculation is not None),
         ("power caps and clocks", not isinstance(group.cost, OperatorCost)),
         ("sliding windows", group.cost.sliding_window is not None),
-        (f"policy {args.policy!r}", not POLICIES.get(args.policy).grows or POLICIES.get(args.policy).elastic),
+        (f"policy {args.policy!r}", not policy.grows or policy.elastic or policy.keeps),
     ):
         others += [name] if on else []
     if others:

@@ -184,6 +184,23 @@ class ClusterPlan:
         """Whether requests come back from engines without having ended."""
         return any(group.slice_tokens for group in self.groups)
 
+    @property
+    def acting(self) -> list[str]:
+        """What takes requests out of engines, or brings them in, while they run."""
+        parts = (
+            ("disaggregation", self.disaggregation),
+            ("scaling and faults", self.life),
+            ("migration", self.migration),
+        )
+        return [name for name, part in parts if part is not None]
+
+    @property
+    def moves_kv(self) -> bool:
+        """Whether requests come to replicas with KV that others have computed."""
+        life = self.life
+        rescued = life is not None and (life.migrates or life.copies_every_tokens is not None)
+        return self.disaggregation is not None or self.migration is not None or rescued
+
 
 def single(args: EngineArgs, cost: StepCost, num_gpu_blocks: int, *, max_model_len: int = 0) -> ClusterPlan:
     """One replica."""

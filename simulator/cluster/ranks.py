@@ -13,8 +13,6 @@ from simulator.replica.wave import WaveEngine
 from simulator.routing.prefix_index import PrefixIndex
 from simulator.scheduling import POLICIES
 
-MOVERS = {"disaggregation": "disaggregation", "life": "scaling and faults", "migration": "migration"}
-
 
 def cache_events(engine: Engine | PipelineEngine, replica: int, index: PrefixIndex | None) -> CacheEvents:
     """What an engine's prefix caches report."""
@@ -50,18 +48,17 @@ def check_ranks(cluster: ClusterPlan) -> None:
                 where=where,
                 remedy="Leave the tiers out, or use tensor_parallel_size instead.",
             )
-        for name, what in MOVERS.items():
-            if getattr(cluster, name) is not None:
-                raise ScenarioError(
-                    f"group {group.name}: {what} would move requests in and out of ranks that step together.",
-                    where=where,
-                    remedy=f"Leave {what} out, or use tensor_parallel_size instead.",
-                )
+        for what in cluster.acting:
+            raise ScenarioError(
+                f"group {group.name}: {what} would move requests in and out of ranks that step together.",
+                where=where,
+                remedy=f"Leave {what} out, or use tensor_parallel_size instead.",
+            )
 
 
 def _check_instances(cluster: ClusterPlan, group: Group) -> None:
     """Elastic instances have prices of their own for every size of group, and nothing moves in or out of them."""
-    found = [what for name, what in MOVERS.items() if getattr(cluster, name) is not None]
+    found = cluster.acting
     found += ["shares"] if group.shares is not None else []
     found += ["KV tiers"] if group.tiers is not None else []
     found += ["adapters"] if group.lora is not None else []

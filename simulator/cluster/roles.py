@@ -61,7 +61,7 @@ def _unfit(group: Group, plan: DisaggregationPlan) -> str:
     policy = group.args.policy
     if policy == "sglang":
         return "promises memory to requests as if no blocks were held for others"
-    if policy == "infercept":
+    if POLICIES.get(policy).keeps:
         return "keeps the KV of turns that have ended for the turns after them"
     if group.role == "prefill":
         return ""

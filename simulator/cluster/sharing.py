@@ -6,6 +6,7 @@ from simulator.cluster.plan import ClusterPlan, Group
 from simulator.core.errors import ScenarioError
 from simulator.cost.power import ClockedCost
 from simulator.replica.shared import Processor
+from simulator.scheduling import POLICIES
 
 
 def shared_processors(cluster: ClusterPlan) -> dict[int, Processor]:
@@ -36,15 +37,10 @@ def shared_processors(cluster: ClusterPlan) -> dict[int, Processor]:
 def _host(cluster: ClusterPlan, group: Group, hosts: dict[str, Group]) -> Group:
     """The group whose GPUs these are."""
     where = f"cluster.groups.{group.name}.shares"
-    for name, what in (
-        ("disaggregation", "disaggregation"),
-        ("life", "scaling and faults"),
-        ("migration", "migration"),
-    ):
-        if getattr(cluster, name) is not None:
-            raise ScenarioError(
-                f"{what} of replicas that share their GPUs is not modelled.", where=where, remedy=f"Leave {what} out."
-            )
+    for what in cluster.acting:
+        raise ScenarioError(
+            f"{what} of replicas that share their GPUs is not modelled.", where=where, remedy=f"Leave {what} out."
+        )
     host = hosts.get(group.shares or "")
     if host is None or host is group or host.shares is not None:
         own = ", ".join(name for name, other in hosts.items() if other.shares is None and other is not group)
@@ -69,10 +65,11 @@ def _check_engine(group: Group) -> None:
         ("enable_eplb", args.enable_eplb),
         ("kv_tiers", group.tiers is not None),
         ("power caps and clocks", isinstance(group.cost, ClockedCost)),
+        (f"engine policy {args.policy!r}", POLICIES.get(args.policy).keeps),
     ):
         if on:
             raise ScenarioError(
                 f"group {group.name}: {name} is not modelled on GPUs that engines share.",
                 where=f"cluster.groups.{group.name}",
-                remedy="Use tensor_parallel_size alone.",
+                remedy="Use tensor_parallel_size alone, and a policy such as vllm.",
             )

@@ -29,14 +29,12 @@ class Slicing:
 
     def __init__(self, cluster: ClusterPlan, clock: Clock, columns: Columns, dispatcher: Dispatcher) -> None:
         """Raises ScenarioError for what does not go together with slices."""
-        others = {"disaggregation": "disaggregation", "migration": "migration", "life": "scaling and faults"}
-        for name, what in others.items():
-            if getattr(cluster, name) is not None:
-                raise ScenarioError(
-                    f"engine policy slices in a cluster with {what} is not modelled.",
-                    where="engine.policy",
-                    remedy=f"Leave out {what}, or choose another policy.",
-                )
+        for what in cluster.acting:
+            raise ScenarioError(
+                f"engine policy slices in a cluster with {what} is not modelled.",
+                where="engine.policy",
+                remedy=f"Leave out {what}, or choose another policy.",
+            )
         self._columns, self._dispatcher = columns, dispatcher
         self._turnstile = Turnstile(clock)
         self._whole: dict[int, int] = {}  # output tokens of the requests that are cut, by row

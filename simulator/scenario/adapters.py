@@ -16,15 +16,11 @@ from simulator.scheduling.adapters import LoraPlan, MergePlan
 
 def check_moves(plan: ClusterPlan) -> None:
     """Raises ScenarioError where requests would come with their KV to an engine that then needs their adapter."""
-    life = plan.life
-    rescued = life is not None and (life.migrates or life.copies_every_tokens is not None)
-    if any(group.lora is not None for group in plan.groups) and (
-        plan.disaggregation is not None or plan.migration is not None or rescued
-    ):
+    if plan.moves_kv and any(group.lora is not None for group in plan.groups):
         raise ScenarioError(
             "adapters are not modelled where requests move with their KV.",
             where="engine.lora_config",
-            remedy="Leave it out, or disaggregation, migration and recovery by migrating.",
+            remedy="Leave it out, or disaggregation, migration, recovery by migrating and kv_replication.",
         )
 
 

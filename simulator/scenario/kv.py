@@ -88,10 +88,9 @@ def holding(kv: KvCompression | None, args: EngineArgs, placed: Placed) -> Holdi
 
 def check_holding(plan: ClusterPlan) -> None:
     """Raises ScenarioError when requests with such blocks would have to move."""
-    moves = plan.disaggregation is not None or plan.migration is not None or (plan.life and plan.life.migrates)
-    if moves and any(group.holding is not None for group in plan.groups):
+    if plan.moves_kv and any(group.holding is not None for group in plan.groups):
         raise ScenarioError(
             "requests do not move between replicas with keep_tokens or residual_tokens.",
             where="model.kv_compression",
-            remedy="Leave out disaggregation, migration and drains that migrate, or those two fields.",
+            remedy="Leave out disaggregation, migration, drains that migrate and kv_replication, or those two fields.",
         )

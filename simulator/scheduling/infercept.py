@@ -63,6 +63,8 @@ class InferCept(Vllm):
     """
 
     prefix_caching = False
+    holds = False
+    keeps = True
     pipelines = False
     speculates = False
     unused = frozenset({"scheduling_policy"})

@@ -42,6 +42,9 @@ class Policy:
     spreads: ClassVar[bool] = False
     """Whether requests that come with KV join the smallest of these batches, not the one that is planned next."""
 
+    keeps: ClassVar[bool] = False
+    """Whether it has KV of requests that have ended, and steps to plan when nobody waits or runs."""
+
     unused: ClassVar[frozenset[str]] = frozenset()
     """Arguments that mean nothing to it: setting one is an error."""
 

@@ -91,7 +91,11 @@ def test_nothing_is_lost(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"enable_prefix_caching": True}, "enable_prefix_caching"), ({"policy": "orca", "max_model_len": 8}, "'orca'")],
+    [
+        ({"enable_prefix_caching": True}, "enable_prefix_caching"),
+        ({"policy": "orca", "max_model_len": 8}, "'orca'"),
+        ({"policy": "infercept", "options": {"interception": "preserve"}}, "'infercept'"),
+    ],
 )
 def test_what_it_does_not_go_with_is_refused(change: dict[str, object], words: str) -> None:
     change = {"enable_prefix_caching": None} | change

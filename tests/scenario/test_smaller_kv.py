@@ -50,6 +50,16 @@ def test_fields_beside_a_preset_replace_its_own(path: Path) -> None:
         (["engine.policy=sarathi"], "model.kv_compression", "'sarathi'.* counts by itself"),
         (["model.kv_compression={keep: 0}"], "keep", "more than 0"),
         (["cluster={replicas: 2, migration: {}}"], "model.kv_compression", "do not move"),
+        (
+            ["cluster={replicas: 2, faults: [{policy: failures}], kv_replication: {}}"],
+            "model.kv_compression",
+            "do not move",
+        ),
+        (
+            ["engine.policy=infercept", "engine.options={interception: preserve}"],
+            "model.kv_compression",
+            "'infercept'.* counts by itself",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_with_its_remedy(path: Path, settings: list[str], where: str, words: str) -> None:
