@@ -66,8 +66,8 @@ def trace_path(name: str, traces: Path | None) -> Path | None:
     needed = cases()[name].get("needs")
     if needed is None:
         return None
-    shared = Path("..") / "shared" / "data" / "traces" / "azure-2023"
-    folders = [traces] if traces else [Path("scenarios") / "data", shared]
+    shared = sorted((Path("..") / "shared" / "data" / "traces").glob("*"))
+    folders = [traces] if traces else [Path("scenarios") / "data", *shared]
     for folder in folders:
         for suffix in ("", ".gz"):
             if (folder / f"{needed}{suffix}").is_file():
@@ -99,7 +99,8 @@ def run_case(name: str, path: Path | None) -> Measurement:
     case = cases()[name]
     content = dict(case["scenario"])
     if path is not None:
-        content["workload"] = {**content["workload"], "trace": {"path": str(path.resolve()), "format": "azure"}}
+        trace_of = {**content["workload"]["trace"], "path": str(path.resolve())}
+        content["workload"] = {**content["workload"], "trace": trace_of}
     scenario = anchored(Source(f"bench case {name}", Path(), content))
     trace = make_trace(scenario.workload, scenario.seed)
     seconds: list[float] = []

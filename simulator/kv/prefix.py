@@ -215,14 +215,18 @@ class PrefixCache(BlockPool):
         while True:
             run = self._order.next
             assert run is not None
-            old = run.hi
-            taken = min(count, old - run.lo)
-            run.hi = old - taken
+            lo, old = run.lo, run.hi
+            taken = old - lo
+            if taken > count:
+                taken = count
+            run.hi = hi = old - taken
             keyed = len(run.ids) * unit
-            if run.hi < keyed:
-                first = -(-run.hi // unit) if run.hi > run.lo else run.lo // unit
-                self._forget(run, first, -(-min(old, keyed) // unit))
-            if run.hi == run.lo:
+            if hi < keyed:
+                first = -(-hi // unit) if hi > lo else lo // unit
+                end = -(-(old if old < keyed else keyed) // unit)
+                if first < end:  # not while some of a unit's blocks are left
+                    self._forget(run, first, end)
+            if hi == lo:
                 self._unlink(run)
             count -= taken
             if not count:
