@@ -38,7 +38,7 @@ from simulator.scenario.drafter import build_drafter
 from simulator.scenario.engine import EngineSpec, ModelSpec
 from simulator.scenario.front import front_plan
 from simulator.scenario.hosted import build_offload
-from simulator.scenario.kv import check_holding, holding, without_prefixes
+from simulator.scenario.kv import check_holding, check_pauses, holding, without_prefixes
 from simulator.scenario.life import Kind, build_clocks, build_life
 from simulator.scenario.load import at, within
 from simulator.scenario.transforms import transformed
@@ -307,6 +307,7 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
     interconnect.check(plan)
     check_moves(plan)
     check_holding(plan)
+    check_pauses(plan)
     return plan
 
 

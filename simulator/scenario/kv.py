@@ -94,3 +94,16 @@ def check_holding(plan: ClusterPlan) -> None:
             where="model.kv_compression",
             remedy="Leave out disaggregation, migration, drains that migrate and kv_replication, or those two fields.",
         )
+
+
+def check_pauses(plan: ClusterPlan) -> None:
+    """Raises ScenarioError when a conversation's next turn would not find the KV that policy infercept has kept."""
+    if all(group.args.policy != "infercept" for group in plan.groups):
+        return
+    several = plan.life is not None or sum(group.count for group in plan.groups) > 1
+    if plan.moves_kv or (several and plan.router.policy != "session-affinity"):
+        raise ScenarioError(
+            "policy infercept keeps the KV of a conversation on the replica that served its last turn.",
+            where="cluster.router",
+            remedy="Use router session-affinity, and no disaggregation, migration or kv_replication.",
+        )
