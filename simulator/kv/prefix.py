@@ -223,7 +223,7 @@ class PrefixCache(BlockPool):
             keyed = len(run.ids) * unit
             if hi < keyed:
                 first = -(-hi // unit) if hi > lo else lo // unit
-                end = -(-(old if old < keyed else keyed) // unit)
+                end = -(-min(old, keyed) // unit)
                 if first < end:  # not while some of a unit's blocks are left
                     self._forget(run, first, end)
             if hi == lo:
