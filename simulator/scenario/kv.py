@@ -101,9 +101,11 @@ def check_pauses(plan: ClusterPlan) -> None:
     if all(group.args.policy != "infercept" for group in plan.groups):
         return
     several = plan.life is not None or sum(group.count for group in plan.groups) > 1
-    if plan.moves_kv or (several and plan.router.policy != "session-affinity"):
+    router = plan.router
+    together = router.policy == "session-affinity" and router.options.get("load_factor") == 0
+    if plan.moves_kv or (several and not together):
         raise ScenarioError(
             "policy infercept keeps the KV of a conversation on the replica that served its last turn.",
             where="cluster.router",
-            remedy="Use router session-affinity, and no disaggregation, migration or kv_replication.",
+            remedy="Use router session-affinity with load_factor: 0; no disaggregation, migration or kv_replication.",
         )

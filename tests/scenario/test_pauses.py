@@ -22,8 +22,10 @@ workload:
     sessions: {turns: 4, think_time_s: 1, new_tokens: 20}
 """
 
+ALWAYS = "{policy: session-affinity, options: {load_factor: 0.0}}"
 
-@pytest.mark.parametrize(("replicas", "router"), [(1, "round-robin"), (3, "session-affinity")])
+
+@pytest.mark.parametrize(("replicas", "router"), [(1, "round-robin"), (3, ALWAYS)])
 def test_later_turns_find_what_was_kept(tmp_path: Path, replicas: int, router: str) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(TEXT % (replicas, router))
@@ -34,8 +36,9 @@ def test_later_turns_find_what_was_kept(tmp_path: Path, replicas: int, router: s
     assert (cached[result.trace.turn == 0] == 0).all()
 
 
-def test_other_routers_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("router", ["round-robin", "session-affinity"])  # which moves sessions off busy replicas
+def test_routers_that_part_turns_are_refused(tmp_path: Path, router: str) -> None:
     path = tmp_path / "s.yaml"
-    path.write_text(TEXT % (2, "round-robin"))
+    path.write_text(TEXT % (2, router))
     with pytest.raises(ScenarioError, match="served its last turn"):
         run(load(path))
