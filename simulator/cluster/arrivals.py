@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from simpy.events import Event
 
 from simulator.cluster.clock import ARRIVAL, Clock
+from simulator.core.errors import ScenarioError
 from simulator.kv.prefix import BlockTable
 from simulator.scheduling.request import Request
 from traces.answers import heirs
@@ -37,11 +38,18 @@ class Arrivals:
         progress: Progress | None = None,
     ) -> None:
         """skip: rows that are rejected: they never enter, and whoever waits for them does not.
-        users: closed loop; rows are taken in order, one at a time per user, and their times are ignored.
+        users: closed loop; rows are taken in order, one at a time per user, and their times are ignored. Raises
+        ScenarioError when rows wait for others.
         """
         self.clock = clock
         self.trace = trace
-        self._followers, self._missing = _followers(trace) if users is None else ({}, {})
+        self._followers, self._missing = _followers(trace)
+        if users is not None and self._followers:
+            raise ScenarioError(
+                "users of a closed loop send requests in order, but some of these wait for the answers to others.",
+                where="workload.closed_loop",
+                remedy="Leave closed_loop out, or use requests that are no turns or calls of a program.",
+            )
         self._waits = np.full(len(trace), users is not None)
         self._waits[list(self._missing)] = True
         self.arrival = np.where(self._waits, inf, trace.arrival)  # s, as it came to be; inf: not yet

@@ -15,10 +15,20 @@ from typing import Any
 import yaml
 
 from simulator.core.errors import UserError
+from simulator.scenario.cluster import ClusterSpec
 from simulator.scenario.config import Scenario
 from simulator.scenario.engine import EngineSpec, HardwareSpec, ModelSpec
 from simulator.scenario.source import Loader, Source, Value, override, read_source
 from simulator.scenario.validate import adapter, validate
+from simulator.scenario.workload import Workload
+
+SECTIONS = {
+    "model": ModelSpec,
+    "hardware": HardwareSpec,
+    "engine": EngineSpec,
+    "cluster": ClusterSpec,
+    "workload": Workload,
+}
 
 
 def load(path: str | Path, settings: Sequence[str] = ()) -> Scenario:
@@ -58,8 +68,11 @@ def inherited(source: Source) -> Source:
 
 def _folder(source: Source, field: str) -> Path:
     """Paths in a file start at the file; paths on the command line where the user is."""
-    path = tuple(int(part) if part.isdigit() else part for part in field.split("."))
-    return Path() if source.where(path).startswith("--set") else source.folder
+    return Path() if source.where(_path(field)).startswith("--set") else source.folder
+
+
+def _path(field: str) -> tuple[str | int, ...]:
+    return tuple(int(part) if part.isdigit() else part for part in field.split("."))
 
 
 def with_paths(scenario: Scenario, move: Callable[[str, str], str]) -> Scenario:
@@ -126,7 +139,11 @@ def within(group: str, sections: Collection[str]) -> Iterator[None]:
 
 
 def _field(field: str, where: str | None) -> str:
-    """Rooms below call a field by its bare name (``max_model_len``); give it its place in the scenario."""
+    """Rooms below call a field by its bare name (``max_model_len``); give it its place in the scenario. What has its
+    place already (``engine.policy``) keeps it."""
+    section, _, rest = (where or "").partition(".")
+    if rest.partition(".")[0] in getattr(SECTIONS.get(section), "__dataclass_fields__", ()):
+        return str(where)
     for section, spec in (("engine", EngineSpec), ("model", ModelSpec), ("hardware", HardwareSpec)):
         if where in spec.__dataclass_fields__ and section != field.partition(".")[0]:
             return f"{section}.{where}"
@@ -143,7 +160,7 @@ def located(source: Source) -> Iterator[None]:
         yield
     except UserError as error:
         field, colon, rest = (error.where or "").partition(": ")
-        path = tuple(field.split("."))
+        path = _path(field)
         if path[0] not in Scenario.__dataclass_fields__:
             raise
         where = source.where(path) + colon + rest

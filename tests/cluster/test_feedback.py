@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from simulator.cluster import simulate
+from simulator.core.errors import ScenarioError
 from simulator.cost.analytic import FixedCost
 from simulator.metrics import analyse, assess
 from simulator.metrics.token_times import gaps_by_request
@@ -57,6 +58,12 @@ def tokens_by(records: SimulationRecords, time: float) -> Ints:
 
 
 class TestClosedLoop:
+    def test_programs_have_no_place_in_it(self) -> None:
+        """Calls would be sent before those they wait for have ended."""
+        trace = map_reduce(some(3), chunk_tokens=4, output_tokens=2)
+        with pytest.raises(ScenarioError, match="wait for the answers"):
+            simulate(trace, args(), FixedCost(STEP_S, 0.0), 4000, closed_loop_users=2)
+
     @pytest.mark.parametrize("async_scheduling", [False, True])
     @pytest.mark.parametrize("users", [1, 7, 64, 200])
     def test_so_many_users_are_never_more(self, users: int, async_scheduling: bool) -> None:

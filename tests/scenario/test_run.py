@@ -193,6 +193,13 @@ class TestErrorsAreLocated:
         with pytest.raises(HardwareError, match=r"^demo.yaml:3: hardware.gpu: unknown GPU"), located(source):
             run(validate(source))
 
+    def test_of_what_the_simulation_refuses_too(self) -> None:
+        text = TEXT + "cluster:\n  replicas: 2\n  migration: {}\n"
+        line = 1 + text[: text.index("  migration:")].count("\n")
+        source = override(parse_source(text, name="demo.yaml"), ["engine={policy: static}"])
+        with pytest.raises(UserError, match=rf"^demo.yaml:{line}: cluster.migration: "), located(source):
+            run(validate(source))
+
 
 class TestPaths:
     def test_paths_start_at_the_file_and_overrides_where_the_user_is(
