@@ -1,4 +1,4 @@
-"""What notebooks call: ``simulator.run``, ``simulator.sweep`` and ``simulator.plan``, which return pandas tables.
+"""What notebooks call: ``simulator.run``, ``sweep``, ``plan`` and ``mix``, which return pandas tables.
 
 >>> import simulator
 >>> found = simulator.run("scenarios/quickstart.yaml", {"engine.max_num_seqs": 64})  # doctest: +SKIP
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from simulator.metrics.frames import requests_frame, steps_frame
 from simulator.planning import answer as words
+from simulator.planning import melange
 from simulator.planning.load import read_plan
 from simulator.planning.outcome import Answer
 from simulator.planning.report import page
@@ -121,6 +122,15 @@ def plan(path: str | Path, *, jobs: int = 1, pictures: bool = False, folder: str
     """
     kept = None if folder is None else Path(folder)
     return Planned(solve(read_plan(path), jobs=jobs, pictures=pictures, folder=kept))
+
+
+def mix(
+    scenario: str | Path, gpus: Sequence[str], rate: float, settings: Mapping[str, Any] | None = None
+) -> melange.Mix:
+    """The cheapest mix of GPU types for ``rate`` requests/s of a scenario's load by Mélange's integer program, and what
+    it sustains when it is simulated. Raises UserErrors."""
+    fields = [f"{path}={_text(value)}" for path, value in (settings or {}).items()]
+    return melange.mix(load(scenario, fields), gpus, rate)
 
 
 def _text(value: Any) -> str:
