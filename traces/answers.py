@@ -28,7 +28,11 @@ def with_answers(trace: Trace) -> Trace:
 
 
 def heirs(trace: Trace) -> Ints:
-    """Row of the next turn whose prompt begins with all full blocks of each row's prompt; -1: there is none."""
+    """Row of the next turn whose prompt is longer and begins with all full blocks of each row's prompt; -1: none.
+
+    A turn continues one turn, the one that it shares most blocks with: lines of thought over the same prompt go on side
+    by side, in their order.
+    """
     assert trace.session is not None
     assert trace.prefix is not None
     found = np.full(len(trace), -1, dtype=np.int64)
@@ -42,10 +46,15 @@ def heirs(trace: Trace) -> Ints:
             continue
         if trace.session[row] != session:
             session, open_rows = trace.session[row], []
+        best = -1
         for before in open_rows:
             last = counts[before] - 1
-            if last < 0 or (last < counts[row] and ids[offsets[row] + last] == ids[offsets[before] + last]):
-                found[before] = row
-        open_rows = [before for before in open_rows if found[before] < 0][1 - LOOK_BACK :]
-        open_rows.append(row)
+            begins = last < 0 or (last < counts[row] and ids[offsets[row] + last] == ids[offsets[before] + last])
+            longer = best < 0 or counts[before] > counts[best]
+            if begins and longer and trace.prompt_tokens[row] > trace.prompt_tokens[before]:
+                best = before
+        if best >= 0:
+            found[best] = row
+            open_rows.remove(best)
+        open_rows = [*open_rows[1 - LOOK_BACK :], row]
     return found

@@ -22,6 +22,7 @@ from traces.generate import Generators, Lengths, Sessions, synthesize
 from traces.generate import arrivals as arrive
 from traces.generate.distributions import Exponential, Fixed, Uniform
 from traces.prefix import from_rows
+from traces.programs import branches
 from traces.trace import Trace
 
 COST = LinearCost(0.01, 1e-4, 1e-5, 1e-7, 1e-9)
@@ -108,3 +109,13 @@ def test_spans_are_steps(seed: int, blocks: int, block_size: int, edits: float, 
     )
     blocks = blocks * 16 // block_size
     same(*(run(trace, blocks=blocks, step_mode=mode, block_size=block_size) for mode in (False, True)))
+
+
+def test_lines_of_thought_each_continue_their_own() -> None:
+    prompts = np.array([100, 160])
+    questions = Trace(np.array([0.0, 30.0]), prompts, np.array([1, 1]))
+    lines = branches(questions, np.random.default_rng(0), count=3, rounds=3, round_tokens=64)
+    assert lines.turn is not None
+    cached = run(with_answers(lines)).requests.cached_tokens
+    later = lines.turn >= 3
+    np.testing.assert_array_equal(cached[later], (lines.prompt_tokens[later] - 1) // 16 * 16)
