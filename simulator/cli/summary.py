@@ -9,7 +9,7 @@ from rich.text import Text
 
 from simulator.cli.console import out
 from simulator.core.units import format_bytes, format_count, format_seconds
-from simulator.report.words import seconds
+from simulator.report.words import known_answers, seconds
 
 if TYPE_CHECKING:
     from simulator.scenario.result import Result
@@ -116,6 +116,8 @@ def facts(result: Result) -> list[tuple[str, str]]:
         ("batch", f"{running} requests{of_many} on average, {_percent(engine['utilization'])} busy"),
         ("KV cache", _kv(result, engine)),
     ]
+    if "response_cache" in summary:
+        lines.insert(1, ("answers known", known_answers(summary["response_cache"])))
     drafts, job = summary.get("speculation"), summary.get("finetuning")
     if drafts is not None:
         lines.append(("speculation", f"{_n(drafts['mean_acceptance_length_run'])} tokens per request and step"))

@@ -247,8 +247,11 @@ def engine_rows(summary: Summary) -> list[tuple[str, str]]:
     batch, wait, kv = engine["batch_size_requests"], engine["waiting_requests"], engine["kv_usage"]
     blocks = sorted(set(engine["num_gpu_blocks"]))
     size = " / ".join(f"{b:,}" for b in blocks[:4]) + (" / …" if len(blocks) > 4 else "")
+    answers = summary.get("response_cache")
+    known = [] if answers is None else [("answered by the response cache", known_answers(answers))]
     return [
         ("Requests arrived in the window", f"{counts['arrived']:,}"),
+        *known,
         ("finished", f"{counts['finished']:,}"),
         ("rejected, failed", f"{counts['rejected']:,}, {counts['failed']:,}"),
         ("in flight at the end", f"{counts['in_flight']:,}"),
@@ -264,6 +267,12 @@ def engine_rows(summary: Summary) -> list[tuple[str, str]]:
         ("Prefix hit ratio", percent(engine["prefix_hit_ratio_run"])),
         ("Preemptions, tokens recomputed", f"{engine['preemptions_run']:,}, {engine['recomputed_tokens_run']:,}"),
     ]
+
+
+def known_answers(found: dict[str, Any]) -> str:
+    """How many, and what that does to the latency of everybody."""
+    of_all = seconds(found["all_e2e_s"]["mean"])
+    return f"{found['hits']:,} ({percent(found['hit_ratio'])}); mean E2E with the others {of_all}"
 
 
 _OPERATORS = 3  # whose errors stand at the top; all are in the provenance
