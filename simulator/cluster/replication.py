@@ -61,6 +61,12 @@ class Replication:
             )
         for group in lifecycle.groups:
             policy = group.args.policy
+            if group.args.speculation is not None:
+                raise ScenarioError(
+                    f"group {group.name}: copies of the KV of several tokens a step are not modelled.",
+                    where="cluster.kv_replication",
+                    remedy="Leave kv_replication or speculative_config out.",
+                )
             if group.kv is None:
                 raise ScenarioError(f"group {group.name} does not say how large its KV is, so it cannot be copied.")
             if policy == "sglang" or not POLICIES.get(policy).grows:

@@ -15,6 +15,7 @@ from simulator.cluster.simulation import Simulation
 from simulator.cluster.transfers import KvBytes
 from simulator.core.errors import ScenarioError
 from simulator.replica.records import SimulationRecords, Status
+from simulator.scheduling.args import Speculation
 from tests.cluster.test_disaggregation import computed_is_owed_together
 from tests.cluster.test_life import check
 from tests.cluster.test_many_replicas import ARGS, LINEAR, same, trace
@@ -106,8 +107,14 @@ def test_requests_go_on_sooner_with_copies() -> None:
     assert ends[1] < ends[None]
 
 
-def test_policies_that_reserve_memory_cannot_go_on_elsewhere() -> None:
-    args = replace(PLAIN, policy="orca", max_model_len=800)
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"policy": "orca", "max_model_len": 800}, "plans memory"),
+        ({"speculation": Speculation("eagle", 2, (0.5, 0.2))}, "several tokens a step"),
+    ],
+)
+def test_what_cannot_go_on_elsewhere_is_refused(change: dict[str, object], words: str) -> None:
     faults = (FaultPlan("failures", {"mtbf_s": 2.0, "mttr_s": 0.4}),)
-    with pytest.raises(ScenarioError, match="plans memory"):
-        Simulation(trace(5), plan(1, faults=faults, args=args))
+    with pytest.raises(ScenarioError, match=words):
+        Simulation(trace(5), plan(1, faults=faults, args=replace(PLAIN, **change)))  # type: ignore[arg-type]
