@@ -30,6 +30,7 @@ from simulator.planning.solve import solve
 from simulator.planning.study import Study
 from traces.trace import PrefixBlocks, Trace
 
+ROOT = Path(__file__).parent.parent.parent
 PLAN = """
 name: small
 question: {question}
@@ -246,6 +247,13 @@ def test_a_plan_that_makes_no_sense_is_refused(tmp_path: Path, change: dict[str,
     with pytest.raises(ScenarioError, match=said) as error:
         read_plan(plan_file(tmp_path, **change))
     assert "small.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scenarios" / "plans").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_plans_that_ship_are_questions_about_valid_designs(path: Path) -> None:
+    file = read_plan(path)
+    assert file.name == path.stem and file.plan.question.endswith("?") and len(file.designs) > 1
+    assert all(design.scenario is not None for design in file.designs)
 
 
 def test_a_wrong_point_of_the_space_is_a_design_with_a_reason(tmp_path: Path) -> None:
