@@ -53,6 +53,7 @@ def misses_per_layer(mix: ExpertMix, policy: Policy, sequences: int) -> float:
     return fetched / (MEASURED * mix.layers)
 
 
+@cache
 def touched_per_layer(mix: ExpertMix, sequences: int) -> float:
     """Different experts that such a step visits per layer, on average."""
     return float(np.mean([visits.any(axis=0).sum(axis=1).mean() for visits in _visits(mix, sequences)]))

@@ -61,6 +61,9 @@ class TestCache:
     def test_touched_is_the_union_of_independent_sequences(self) -> None:
         assert touched_per_layer(mix(8), 1) == 2.0
         assert touched_per_layer(mix(8), 4) == pytest.approx(8 * (1 - 0.75**4), rel=0.05)
+        known = touched_per_layer.cache_info()
+        touched_per_layer(mix(8), 4)  # large batches ask for the same again, at seconds each for hundreds of experts
+        assert touched_per_layer.cache_info().hits == known.hits + 1
 
 
 class TestPrice:
