@@ -145,12 +145,15 @@ def _effort(done: dict[str, Any]) -> str:
 
 def _method(answer: Answer) -> list[str]:
     plan = answer.file.plan
-    best = answer.best
+    best, bill = answer.best, plan.find == "lowest-bill"
     out = [
-        "All designs serve the same requests with the same seeds, stretched in time to each rate.",
+        "All designs serve the same requests with the same seeds, "
+        + ("at the load's own times." if bill else "stretched in time to each rate."),
         "A run meets the SLO when it is not overloaded and its percentiles are within their limits (hardly any lost).",
-        f"Rates are found by bisection to {plan.tolerance:.0%} in each replication.",
-        "Intervals are Student's t over the replications, plus half the last bracket of the search.",
+        "Bills are of the GPUs held, cold starts and drains included; intervals are Student's t over the replications."
+        if bill
+        else f"Rates are found by bisection to {plan.tolerance:.0%} in each replication; intervals are Student's t over "
+        "the replications, plus half the last bracket of the search.",
         "They cover the draw of the load, not the error of the step times.",
     ]
     if best is not None and len({*_seeds(best)}) == 1:
