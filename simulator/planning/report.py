@@ -152,7 +152,7 @@ def _method(answer: Answer) -> list[str]:
         "A run meets the SLO when it is not overloaded and its percentiles are within their limits (hardly any lost).",
         "Bills are of the GPUs held, cold starts and drains included; intervals are Student's t over the replications."
         if bill
-        else f"Rates are found by bisection to {plan.tolerance:.0%} in each replication; intervals are Student's t over "
+        else f"Rates are bisected to {plan.tolerance:.0%} in each replication; intervals are Student's t over "
         "the replications, plus half the last bracket of the search.",
         "They cover the draw of the load, not the error of the step times.",
     ]
