@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from simulator.cluster.plan import ClusterPlan, Group
 from simulator.core.errors import ScenarioError
-from simulator.cost.step import OperatorCost
+from simulator.cost.step import OperatorCost, by_operators
 from simulator.replica.lending import Loans
 from simulator.scheduling import POLICIES
 
@@ -24,9 +24,11 @@ def loans_by_place(cluster: ClusterPlan) -> dict[int, Loans]:
 
 def _check(cluster: ClusterPlan, group: Group) -> None:
     args, policy = group.args, POLICIES.get(group.args.policy)
+    context_ranks = args.prefill_context_parallel_size * args.decode_context_parallel_size
+    ranks = args.pipeline_parallel_size * args.data_parallel_size * context_ranks
     others = cluster.acting
     for name, on in (
-        ("pipeline, data and context parallel sizes", args.pipeline_parallel_size * args.data_parallel_size > 1),
+        ("pipeline, data and context parallel sizes", ranks > 1),
         ("enable_prefix_caching", bool(args.enable_prefix_caching)),
         ("kv_tiers", group.tiers is not None),
         ("GPUs that are shared", group.shares is not None),
@@ -34,6 +36,7 @@ def _check(cluster: ClusterPlan, group: Group) -> None:
         ("adapters", group.lora is not None),
         ("speculation", args.speculation is not None),
         ("power caps and clocks", not isinstance(group.cost, OperatorCost)),
+        ("weights or KV outside the GPU", isinstance(group.cost, OperatorCost) and not by_operators(group.cost)),
         ("sliding windows", group.cost.sliding_window is not None),
         (f"policy {args.policy!r}", not policy.grows or policy.elastic or policy.keeps),
     ):

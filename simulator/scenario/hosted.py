@@ -20,6 +20,9 @@ def build_offload(scenario: Scenario, model: Model, gpu: Gpu) -> Offload | None:
         server = None if name is None else host(name)
     if engine.offload is not None or engine.cpu_offload_gb:
         _check_alone(scenario)
+        _check_clocks(scenario, "engine.offload")
+    if engine.experts is not None and engine.experts.cached_experts is not None:
+        _check_clocks(scenario, "engine.experts.cached_experts")
     if engine.offload is not None:
         if engine.cpu_offload_gb:
             raise ScenarioError(
@@ -51,16 +54,30 @@ def build_offload(scenario: Scenario, model: Model, gpu: Gpu) -> Offload | None:
 
 def _check_alone(scenario: Scenario) -> None:
     """Raises ScenarioError where what is offloaded would be priced as if it were not."""
-    engine, hardware = scenario.engine, scenario.hardware
+    engine = scenario.engine
     for name, on in (
         ("lora_config", engine.lora_config is not None),
         ("finetuning", engine.finetuning is not None),
         ("tensor_parallel_layout", engine.tensor_parallel_layout != "1d"),
-        ("hardware.power_cap_w and hardware.clock", hardware.power_cap_w is not None or hardware.clock != 1.0),
     ):
         if on:
             raise ScenarioError(
                 f"{name} is not modelled for weights or KV outside the GPU.",
                 where="engine.offload",
+                remedy="Leave one of them out.",
+            )
+
+
+def _check_clocks(scenario: Scenario, where: str) -> None:
+    """Raises ScenarioError where copies from the host would slow down with the GPU's clock."""
+    hardware = scenario.hardware
+    for name, on in (
+        ("hardware.power_cap_w and hardware.clock", hardware.power_cap_w is not None or hardware.clock != 1.0),
+        ("cluster.clocks", scenario.cluster.clocks is not None),
+    ):
+        if on:
+            raise ScenarioError(
+                f"{name} is not modelled for what is read from the host's memory.",
+                where=where,
                 remedy="Leave one of them out.",
             )

@@ -94,6 +94,7 @@ def test_nothing_is_lost(data: st.DataObject) -> None:
     [
         ({"enable_prefix_caching": True}, "enable_prefix_caching"),
         ({"policy": "orca", "max_model_len": 8}, "'orca'"),
+        ({"decode_context_parallel_size": 2}, "context parallel"),
         ({"policy": "infercept", "options": {"interception": "preserve"}}, "'infercept'"),
     ],
 )

@@ -51,6 +51,17 @@ def test_spans_are_steps(path: Path, offload: str) -> None:
         (["engine.cpu_offload_gb=100"], "engine.cpu_offload_gb", "have 23.4 GiB of weights"),
         (["engine.offload={weights_host: 0.5}"], "engine.cpu_offload_gb", "by cpu_offload_gb and by offload"),
         (["hardware.clock=0.8"], "engine.offload", "hardware.clock is not modelled"),
+        (["cluster.clocks={policy: slo-clock}"], "engine.offload", "cluster.clocks is not modelled"),
+        (
+            ["engine.cpu_offload_gb=0", "engine.experts={cached_experts: 4}", "hardware.power_cap_w=200"],
+            "engine.experts.cached_experts",
+            "hardware.clock is not modelled",
+        ),
+        (
+            ["cluster={groups: [{name: a, replicas: 2, lends: true}]}", "engine.enable_prefix_caching=false"],
+            "lends",
+            "weights or KV outside the GPU is not modelled",
+        ),
         (["engine.lora_config={max_loras: 2}"], "engine.offload", "lora_config"),
         (["hardware.host=xeon"], "hardware.host", "unknown host 'xeon'"),
         (["engine.cpu_offload_gb=0", "engine.offload={kv_disk: 1}"], "offload", "has no disk"),
