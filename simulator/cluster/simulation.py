@@ -164,7 +164,7 @@ class Simulation:
             tiers=self._tiers.records(),
             tier_load_s=self._tiers.load_s,
             rejections={} if self.dispatcher is None else dict(self.dispatcher.rejected),
-            step_tokens=self.columns.step_tokens(),
+            step_tokens=self.columns.step_tokens([r.group.args.speculation is not None for r in self.replicas]),
             tokens_recomputed=sum(lane.tokens_recomputed for engine in engines for lane in engine.state.lanes),
             **self._moved(stop, joined_steps),
         )

@@ -110,16 +110,17 @@ def token_ranges(records: SimulationRecords, clock: TokenClock) -> TokenRanges:
     end = np.where(empty, begin, end + offset)
     end_time = start.copy()
     end_time[~empty] = clock.ends[end[~empty] - 1]
-    tokens = None if records.step_tokens is None else _step_tokens(records.step_tokens, owner, end - begin)
+    told = records.step_tokens
+    tokens = None if told is None else _step_tokens(told, owner, end - begin, told.speculates[replica])
     return TokenRanges(owner, start, begin, end, end_time, _stalls(owner, start, end_time), replica, tokens)
 
 
-def _step_tokens(told: StepTokens, owner: Ints, steps: Ints) -> Ints:
-    """Tokens of every step of every range; ranges are ordered by request."""
-    needed = np.bincount(owner, weights=steps, minlength=len(told.steps)).astype(np.int64)
-    assert (told.steps[told.steps != needed] == 0).all()
-    tokens = np.ones(int(needed.sum()), dtype=np.int64)
-    tokens[np.repeat(told.steps > 0, needed)] = told.tokens
+def _step_tokens(told: StepTokens, owner: Ints, steps: Ints, speculates: Bools) -> Ints:
+    """Tokens of every step of every range, which are ordered by request. speculates: whether a range's replica does."""
+    needed = np.bincount(owner[speculates], weights=steps[speculates], minlength=len(told.steps)).astype(np.int64)
+    assert (told.steps == needed).all()
+    tokens = np.ones(int(steps.sum()), dtype=np.int64)
+    tokens[np.repeat(speculates, steps)] = told.tokens
     return tokens
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import fields
 from operator import itemgetter
 from typing import Any
@@ -54,14 +55,16 @@ class Columns:
         for row in np.flatnonzero(rows).tolist():
             self.status[row] = Status.REJECTED
 
-    def step_tokens(self) -> StepTokens | None:
+    def step_tokens(self, speculates: Sequence[bool]) -> StepTokens | None:
+        """speculates: whether a replica does, (replicas,)."""
         if not self.bursts:
             return None
         self.bursts.sort(key=itemgetter(0))  # stable: a request's own stay in order
         steps = np.zeros(len(self.status), dtype=np.int64)
         rows = np.array([row for row, _ in self.bursts])
         np.add.at(steps, rows, [len(tokens) for _, tokens in self.bursts])
-        return StepTokens(steps, np.frombuffer(b"".join(tokens for _, tokens in self.bursts), dtype=np.uint8))
+        tokens = np.frombuffer(b"".join(tokens for _, tokens in self.bursts), dtype=np.uint8)
+        return StepTokens(steps, np.array(speculates, dtype=np.bool_), tokens)
 
     def requests(
         self, arrival: NDArray[np.float64], prompt: Any, output: Any, bases: list[NDArray[np.int64]], *, until: float

@@ -129,10 +129,12 @@ class ClusterEvent:
 class StepTokens:
     """Tokens that speculating requests made in each of their token steps.
 
-    steps: how many steps of each request are told, (requests,): all of its ranges', or none where each made one.
+    steps: how many steps of each request are told, (requests,): all on replicas that speculate, where others make one
+    token each. speculates: whether a replica does, (replicas,).
     """
 
     steps: Ints
+    speculates: NDArray[np.bool_]
     tokens: NDArray[np.uint8]  # (sum of steps,), one request after the other, each in order of time
 
 

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from simulator.cluster.elastic import FaultPlan, GroupLife, LifePlan
 from simulator.cluster.plan import ClusterPlan, Group, RouterPlan, single
 from simulator.cluster.simulation import Simulation, simulate
+from simulator.cluster.transfers import KvBytes
 from simulator.core.errors import PolicyError
 from simulator.cost.analytic import FixedCost, LinearCost
 from simulator.cost.interface import StepCost
@@ -25,6 +27,8 @@ from tests.scheduling.test_span_is_step import WindowCost, traces
 from traces.trace import Trace
 
 RATES = (0.8, 0.64, 0.5)
+SPOT = ("spot", {"mean_life_s": 0.5, "warning_s": 0.1, "mean_away_s": 0.2})
+FAILS = ("failures", {"mtbf_s": 0.5, "mttr_s": 0.2})
 EAGLE = Speculation("eagle", 3, RATES)
 
 
@@ -115,6 +119,29 @@ def test_replicas_that_catch_up_do_what_watched_ones_do(seed: int, router: str, 
     args = engine(max_num_seqs=16, max_num_batched_tokens=512, enable_prefix_caching=True)
     plan = ClusterPlan((Group(args, LinearCost(0.005, 2e-5, 1e-4, 1e-8), 120, count=3),), RouterPlan(router))
     same(*(Simulation(trace, plan, seed=seed, closed_loop_users=users, watched=w).run() for w in (False, True)))
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10**6), moves=st.booleans())
+def test_requests_go_on_where_nobody_speculates(seed: int, moves: bool) -> None:
+    """A failure sends requests from a replica that speculates to one that does not, or back."""
+    rng = np.random.default_rng(seed)
+    trace = Trace(np.cumsum(rng.exponential(1 / 60, 60)), rng.integers(1, 300, 60), rng.integers(1, 90, 60))
+    args = engine(max_num_seqs=16, max_num_batched_tokens=512, enable_prefix_caching=True)
+    cost, kv = LinearCost(0.005, 2e-5, 1e-4, 1e-8), KvBytes(1e5)
+    groups = (
+        Group(args, cost, 300, name="a", kv=kv),
+        Group(replace(args, speculation=None), cost, 300, name="b", kv=kv),
+    )
+    lives = tuple(GroupLife(1, 1, 1, cold_start_s=0.2, network_bytes_per_s=1e9) for _ in groups)
+    policy, options = SPOT if moves else FAILS
+    fault = FaultPlan(policy, options, detection_s=0.1, recovery="migrate" if moves else "finish", max_attempts=1000)
+    plan = ClusterPlan(groups, RouterPlan("least-requests"), life=LifePlan(lives, None, (fault,)))
+    runs = [Simulation(trace, plan, seed=seed, step_mode=mode).run() for mode in (False, True)]
+    same(*runs)
+    assert (runs[0].requests.status == Status.FINISHED).all()
+    made = tokens_made(analyse(runs[0]).ranges, len(trace))
+    np.testing.assert_array_equal(made, trace.output_tokens)
 
 
 def test_without_acceptance_it_makes_the_tokens_of_an_engine_that_does_not_speculate() -> None:
