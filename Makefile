@@ -94,7 +94,7 @@ docs: $(RUN_STAMP)
 	$(BIN)/python docs/generate.py
 
 # The notebooks, run from top to bottom, with their outputs
-notebooks: $(RUN_STAMP)
+notebooks: $(DEV_STAMP)
 	$(BIN)/python docs/notebooks.py --write
 
 # README's sample output and docs/report.png, after anything that changes numbers or looks

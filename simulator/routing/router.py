@@ -85,7 +85,7 @@ class Router(Protocol):
         ``route`` at a later time. Called where ``needs`` has ``ENDINGS``."""
 
     def joined(self, request: Request, replica: int) -> None:
-        """A request has come to ``replica`` from another one, which it has left, with its KV. Called as ``ended`` is."""
+        """A request has come to ``replica`` from another one, which it has left, with its KV. Called like ``ended``."""
 
     def finished(self, request: Request, replica: int, time: float) -> None:
         """A request has got its last token on ``replica`` at ``time`` (s). Told as ``ended`` is, where ``needs`` has
