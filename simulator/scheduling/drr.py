@@ -9,6 +9,7 @@ from simulator.core.options import Range, read_options
 from simulator.scheduling.args import EngineArgs
 from simulator.scheduling.fair import Fair, Fairness
 from simulator.scheduling.policy import POLICIES
+from simulator.scheduling.request import Request
 from simulator.scheduling.state import EngineState
 
 
@@ -44,6 +45,7 @@ class Drr(Fair):
     def prepare(self, state: EngineState) -> None:
         super().prepare(state)
         self.granted: dict[int, float] = {}
+        self.round: dict[int, float] = {}  # what the next admission grants: a look alone moves no allowance
         self.current = 0  # whose turn it is, or was
 
     def deficit(self, tenant: int) -> float:
@@ -54,14 +56,19 @@ class Drr(Fair):
     def choose(self, tenants: list[int]) -> int:
         """The current tenant while it has an allowance, then the next one that has."""
         order = sorted(tenants, key=lambda tenant: (tenant < self.current, tenant))
+        self.round = {}
         if all(self.deficit(tenant) <= 0 for tenant in order):
             share = {tenant: self.quantum * self.accounts[tenant].weight for tenant in order}
             rounds = min(int(-self.deficit(tenant) // share[tenant]) + 1 for tenant in order)
-            for tenant in order:
-                self.granted[tenant] = self.granted.get(tenant, 0.0) + rounds * share[tenant]
+            self.round = {tenant: rounds * share[tenant] for tenant in order}
             order = sorted(tenants, key=lambda tenant: (tenant <= self.current, tenant))
-        self.current = next(tenant for tenant in order if self.deficit(tenant) > 0)
-        return self.current
+        return next(tenant for tenant in order if self.deficit(tenant) + self.round.get(tenant, 0.0) > 0)
+
+    def takes(self, request: Request) -> Request:
+        for tenant, grant in self.round.items():
+            self.granted[tenant] = self.granted.get(tenant, 0.0) + grant
+        self.current = request.tenant
+        return super().takes(request)
 
     def returns(self, tenant: int, waiting: list[int]) -> None:
         unused = self.deficit(tenant)

@@ -86,7 +86,7 @@ class Fair(Vllm):
         self.weights = numbers(f"engine policy {args.policy!r}", "weights", options.weights)
 
     def choose(self, tenants: list[int]) -> int:
-        """Whose head is next, of the tenants that wait (one at least)."""
+        """Whose head is next, of the tenants that wait (one at least). Asked as often as steps are planned: changes nothing."""
         raise NotImplementedError
 
     def returns(self, tenant: int, waiting: list[int]) -> None:
@@ -155,7 +155,7 @@ class Fair(Vllm):
         while self.newcomers:
             others = [t for t, account in self.accounts.items() if account.queue and t not in self.newcomers]
             self.returns(self.newcomers.pop(0), others)
-        if len(state.running) < self.max_num_seqs:  # else nobody's turn comes, and allowances must not move meanwhile
+        if len(state.running) < self.max_num_seqs:  # else nobody's turn comes
             self._next_turn()
         plan = super().schedule(state)
         several = sum(bool(account.queue) for account in self.accounts.values()) > 1
