@@ -56,7 +56,7 @@ VARIANTS: list[tuple[str, dict[str, object]]] = [
     ("edf", {"deadlines_s": "0.1, 1"}),
     ("aging", {"aging_s": 0.1}),
     ("ragcache", {"window": 3}),
-    ("infercept", {"kv_bytes_per_token": 131072.0}),
+    ("infercept", {"kv_bytes_per_token": 131072}),
 ]
 PAGED = {name for name in POLICIES.names() if POLICIES.get(name).prefix_caching is not None}
 
