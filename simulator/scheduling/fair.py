@@ -86,7 +86,7 @@ class Fair(Vllm):
         self.weights = numbers(f"engine policy {args.policy!r}", "weights", options.weights)
 
     def choose(self, tenants: list[int]) -> int:
-        """Whose head is next, of the tenants that wait (one at least). Changes nothing: steps ask oftener than spans."""
+        """Whose head is next, of the tenants that wait (one at least). It changes nothing: steps ask more often."""
         raise NotImplementedError
 
     def returns(self, tenant: int, waiting: list[int]) -> None:
