@@ -304,9 +304,14 @@ class Lifecycle:
             lost = self._lose(life, time)
             end = max(time, life.replica.engine.busy_until)
             if life.state is State.DRAINING:  # else the last one that ended has stopped it
-                self._stop(life, end)
-            self.later(life, lambda at: self.again(lost + self.ways.buried(life, at), at), end)
+                life.state = State.DEAD
+            self.later(life, lambda at: gone(lost, end, at), end)
             return True
+
+        def gone(lost: Lost, end: float, at: float) -> None:
+            self.again(lost + self.ways.buried(life, at), at)
+            if life.state is State.DEAD:  # its place is free once nobody is counted there any more
+                self._stop(life, end)
 
         life.replica.at_next_step(cut, now)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from simulator.cluster.elastic import FaultPlan, GroupLife, LifePlan, ScalingPlan
@@ -84,6 +84,10 @@ def test_a_group_that_never_changes_is_what_it_would_be_without_a_life() -> None
     assert [life.stopped for life in living.replicas] == [inf] * 3
 
 
+@example(
+    seed=360175, initial=2, least=0, cold=0.0, mtbf=0.3, spot=0.5, recovery="recompute", policy=None,
+    router="max-min", users=None, stages=1, blocks=90, network=1e9,
+)  # fmt: skip
 @settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
