@@ -37,7 +37,7 @@ from simulator.scenario.config import Scenario, SloSpec
 from simulator.scenario.drafter import build_drafter
 from simulator.scenario.engine import EngineSpec, ModelSpec
 from simulator.scenario.front import front_plan
-from simulator.scenario.hosted import build_offload
+from simulator.scenario.hosted import build_offload, check_kv_at_home
 from simulator.scenario.kv import check_holding, check_pauses, holding, without_prefixes
 from simulator.scenario.life import Kind, build_clocks, build_life
 from simulator.scenario.load import at, within
@@ -265,7 +265,7 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
             weight=spec.weight if spec.weight is not None else speed / speeds[0],
             watts=(float(setup.power.watts(32)) - setup.power.idle_w) * setup.num_gpus,
             model=spec.serves,
-            kv=interconnect.kv_bytes(setup.model, setup.cost.placed),
+            kv=interconnect.kv_bytes(setup.model, setup.cost.placed, draft_kv_bytes(setup)),
             power=None if scenario.cluster.clocks is None else setup.power,
             gpu=setup.gpu.name,
             num_gpus=setup.num_gpus,
@@ -308,7 +308,14 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
     check_moves(plan)
     check_holding(plan)
     check_pauses(plan)
+    for setup in setups:
+        check_kv_at_home(plan, setup.cost.placed.offload, tiers=setup.tiers is not None)
     return plan
+
+
+def draft_kv_bytes(setup: Setup) -> float:
+    """Bytes per token that a draft model caches on all GPUs."""
+    return 0.0 if setup.drafter is None else setup.drafter.kv_bytes_per_token * setup.cost.placed.tp
 
 
 def check_alone(scenario: Scenario, args: EngineArgs, cost: OperatorCost) -> None:

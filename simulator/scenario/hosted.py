@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from simulator.cluster.plan import ClusterPlan
 from simulator.core.errors import ScenarioError
 from simulator.cost.hosted import Offload
 from simulator.cost.placement import Deployment, place
@@ -81,3 +82,16 @@ def _check_clocks(scenario: Scenario, where: str) -> None:
                 where=where,
                 remedy="Leave one of them out.",
             )
+
+
+def check_kv_at_home(plan: ClusterPlan, offload: Offload | None, *, tiers: bool) -> None:
+    """Raises ScenarioError where KV outside the GPU would move as if it were in it."""
+    if offload is None or not (offload.kv_host or offload.kv_disk):
+        return
+    if tiers or plan.moves_kv:
+        raise ScenarioError(
+            "KV in host memory or on disk is not moved on to tiers or other replicas here.",
+            where="engine.offload",
+            remedy="Leave out kv_host and kv_disk, or kv_tiers, disaggregation, migration, drains that migrate and "
+            "kv_replication.",
+        )

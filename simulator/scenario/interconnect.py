@@ -28,8 +28,8 @@ class Engine:
     placed: Placed
 
 
-def kv_bytes(model: Model, placed: Placed) -> KvBytes:
-    """Size of a request's KV cache, all layers and every KV head once."""
+def kv_bytes(model: Model, placed: Placed, drafts: float = 0.0) -> KvBytes:
+    """Size of a request's KV cache, all layers and every KV head once. drafts: of a draft model, bytes per token."""
     full = windowed = state = 0.0
     for layer in model.layers:
         size = kv_bytes_per_token_layer(layer.attention, 1, placed.kv_dtype)
@@ -38,7 +38,7 @@ def kv_bytes(model: Model, placed: Placed) -> KvBytes:
         else:
             windowed += size
         state += state_bytes_layer(layer.attention, 1, placed.dtype_bytes)
-    return KvBytes(full, windowed, model.sliding_window, state, model.num_layers)
+    return KvBytes(full + drafts, windowed, model.sliding_window, state, model.num_layers)
 
 
 def topology(

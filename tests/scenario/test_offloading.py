@@ -65,6 +65,21 @@ def test_spans_are_steps(path: Path, offload: str) -> None:
         (["engine.lora_config={max_loras: 2}"], "engine.offload", "lora_config"),
         (["hardware.host=xeon"], "hardware.host", "unknown host 'xeon'"),
         (["engine.cpu_offload_gb=0", "engine.offload={kv_disk: 1}"], "offload", "has no disk"),
+        (
+            ["engine.cpu_offload_gb=0", "engine.offload={weights_host: 0.5, kv_host: 1}", "cluster={replicas: 2, migration: {}}"],
+            "engine.offload",
+            "not moved on to tiers or other replicas",
+        ),
+        (
+            [
+                "engine.cpu_offload_gb=0",
+                "engine.offload={weights_host: 0.5, kv_host: 1}",
+                "engine.enable_prefix_caching=true",
+                "engine.kv_tiers=[{name: dram, capacity_bytes: 1GB}]",
+            ],
+            "engine.offload",
+            "not moved on to tiers or other replicas",
+        ),
         (["engine.cpu_offload_gb=0", "engine.offload={kv: 1}"], "engine.offload", "unknown field 'kv'"),
         (
             ["engine.cpu_offload_gb=0", "hardware.host=null", "engine.offload={cpu_share: balanced}"],

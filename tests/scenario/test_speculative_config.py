@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from simulator.core.errors import UserError
+from simulator.scenario.build import build_cluster, build_groups
 from simulator.scenario.config import Scenario
 from simulator.scenario.run import run
 from simulator.scenario.source import parse_source
@@ -99,3 +100,24 @@ def test_what_makes_no_sense_is_refused(config: str, says: str) -> None:
 def test_a_capped_clock_is_refused() -> None:
     with pytest.raises(UserError, match="not modelled"):
         run(scenario(EAGLE, ", clock: 0.8"))
+
+
+def test_a_draft_model_s_kv_moves_with_the_request() -> None:
+    text = """
+model: meta-llama/Llama-3.1-70B
+hardware: H100-SXM
+engine: {tensor_parallel_size: 4, max_model_len: 8192, speculative_config: DRAFT}
+cluster: {groups: [{name: p, role: prefill}, {name: d, role: decode}], disaggregation: {}}
+workload: {synthetic: {num_requests: 4, arrivals: {process: at_once}, lengths: {prompt: 200, output: 30}}}
+"""
+    draft = (
+        "{method: draft_model, model: meta-llama/Llama-3.1-8B, num_speculative_tokens: 3, "
+        "synthetic_acceptance_rate: 0.7}"
+    )
+    found = []
+    for config in ("null", draft):
+        scenario = validate(parse_source(text.replace("DRAFT", config)))
+        kv = build_cluster(scenario, build_groups(scenario)).groups[0].kv
+        assert kv is not None
+        found.append(kv.per_token)
+    assert found == [80 * 2 * 8 * 128 * 2, (80 + 32) * 2 * 8 * 128 * 2]
