@@ -18,8 +18,8 @@ CATALOGUE = Path(__file__).with_name("catalogue.yaml")
 GIB = 1024**3
 # One message, software included: medians of small NCCL and custom all-reduce kernels (NVIDIA aiconfigurator 095f58a)
 # on NVLink; over PCIe each message crosses host bridges. Network: RDMA over InfiniBand or RoCE.
-# ici: the torus between TPUs, an assumption.
-LINK_LATENCY_S = {"nvlink": 4.5e-6, "infinity_fabric": 8e-6, "pcie": 12e-6, "ici": 5e-6}
+# ici: the torus between TPUs; ethernet: RDMA ports between Gaudis; assumptions.
+LINK_LATENCY_S = {"nvlink": 4.5e-6, "infinity_fabric": 8e-6, "pcie": 12e-6, "ici": 5e-6, "ethernet": 10e-6}
 NETWORK_LATENCY_S = 10e-6
 
 
@@ -27,7 +27,7 @@ NETWORK_LATENCY_S = 10e-6
 class Link:
     """``bandwidth``: bytes/s in one direction, per GPU."""
 
-    kind: str  # nvlink | infinity_fabric | ici | pcie | network
+    kind: str  # nvlink | infinity_fabric | ici | ethernet | pcie | network
     bandwidth: float
     latency_s: float
 
