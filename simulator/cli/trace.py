@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from simulator.cli.console import out, print_json, print_rows
 from simulator.cli.options import AsJson, FormatOptions
@@ -130,6 +129,8 @@ def read(
 
 
 def _options(given: Sequence[str]) -> dict[str, Any]:
+    import yaml
+
     found: dict[str, Any] = {}
     for text in given:
         name, equals, value = text.partition("=")
