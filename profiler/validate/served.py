@@ -15,9 +15,9 @@ from simulator.metrics.requests import Latencies, latencies
 from simulator.model.architecture import Model
 from simulator.model.catalogue import model
 from simulator.replica.records import SimulationRecords
-from simulator.scenario.build import Setup, build
 from simulator.scenario.config import Scenario
 from simulator.scenario.engine import EngineSpec, HardwareSpec, ModelSpec
+from simulator.scenario.setup import Setup, build
 from simulator.scenario.workload import Preset, Workload
 from traces.trace import Trace
 

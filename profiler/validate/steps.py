@@ -17,7 +17,7 @@ from profiler.validate.reading import MeasurementError, Table, read_table
 from profiler.validate.residuals import Comparison, Metric, Residual, errors_of, median_error, metrics_of, over
 from profiler.validate.served import Options, Server
 from simulator.cost.defaults import overhead_of_version
-from simulator.scenario.build import Setup
+from simulator.scenario.setup import Setup
 
 KIND = "steps"
 BATCH = ("batch.num_prefill_reqs", "batch.num_decode_reqs", "batch.prefill_tokens")

@@ -92,9 +92,10 @@ def measure(names: Sequence[str], traces: Path | None = None) -> Iterator[Measur
 def run_case(name: str, path: Path | None) -> Measurement:
     """Measure one case in this process."""
     from simulator.cluster.simulation import Simulation
-    from simulator.scenario.build import build_cluster, build_groups, make_trace
+    from simulator.scenario.build import build_cluster, build_groups
     from simulator.scenario.load import anchored
     from simulator.scenario.source import Source
+    from simulator.scenario.trace import make_trace
 
     case = cases()[name]
     content = dict(case["scenario"])

@@ -70,8 +70,8 @@ def explain(
 
 
 def _of_scenario(path: Path, settings: list[str]) -> OperatorCost:
-    from simulator.scenario.build import build
     from simulator.scenario.load import anchored, located
+    from simulator.scenario.setup import build
     from simulator.scenario.source import override, read_source
 
     source = override(read_source(path), settings)

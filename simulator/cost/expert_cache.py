@@ -9,7 +9,7 @@ place. That experts are reused within a sequence is what MoE-Infinity found and 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -56,10 +56,10 @@ def misses_per_layer(mix: ExpertMix, policy: Policy, sequences: int) -> float:
 @cache
 def touched_per_layer(mix: ExpertMix, sequences: int) -> float:
     """Different experts that such a step visits per layer, on average."""
-    return float(np.mean([visits.any(axis=0).sum(axis=1).mean() for visits in _visits(mix, sequences)]))
+    return float(np.mean([_union(visits).sum(axis=1).mean() for visits in _visits(mix, sequences)]))
 
 
-def _visits(mix: ExpertMix, sequences: int) -> list[Bools]:
+def _visits(mix: ExpertMix, sequences: int) -> Iterator[Bools]:
     """Per step a mask (sequences, layers, experts): the ``top_k`` largest of log-weights with Gumbel noise, which is
     drawing without replacement by the weights (Efraimidis and Spirakis, doi:10.1016/j.ipl.2005.11.003)."""
     rng = np.random.default_rng([SEED, sequences])
@@ -70,14 +70,12 @@ def _visits(mix: ExpertMix, sequences: int) -> list[Bools]:
         return np.asarray(np.log(ranks))
 
     popular, own = -mix.skew * order(1), -mix.sequence_skew * order(sequences)
-    steps = []
     for step in range(WARM + MEASURED):
         over = np.flatnonzero((step + np.arange(sequences) * SEQUENCE // sequences) % SEQUENCE == 0)
         own[over] = -mix.sequence_skew * order(len(over))
         drawn = popular + own + rng.gumbel(size=own.shape)
         limit = np.partition(drawn, -mix.top_k, axis=2)[:, :, -mix.top_k, None]
-        steps.append(drawn >= limit)
-    return steps
+        yield drawn >= limit
 
 
 def _union(visits: Bools) -> Bools:

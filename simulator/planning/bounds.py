@@ -14,8 +14,8 @@ import numpy as np
 from simulator.cost.interface import StepCost
 from simulator.metrics.slo import Slo
 from simulator.metrics.stats import Floats
-from simulator.scenario.build import Setup
 from simulator.scenario.config import Scenario
+from simulator.scenario.setup import Setup
 from traces.trace import Trace
 
 SLACK = 0.995  # of every bound, for interpolation between tabulated prices

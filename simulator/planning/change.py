@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from simulator.core.random import streams
-from simulator.scenario.build import Setup
+from simulator.scenario.setup import Setup
 from traces.prefix import cut_to_full_blocks
 from traces.trace import PrefixBlocks, Trace
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 
-from simulator.scenario.build import Setup
 from simulator.scenario.config import Scenario
 from simulator.scenario.engine import EngineSpec, ModelSpec
+from simulator.scenario.setup import Setup
 
 
 def vllm_serve(model: ModelSpec, engine: EngineSpec, setup: Setup) -> str:

@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 
 from simulator import __version__
 from simulator.planning.code import code_digest
-from simulator.scenario.build import Setup, build_groups, make_trace
+from simulator.scenario.build import build_groups
 from simulator.scenario.config import Scenario
 from simulator.scenario.load import digest
+from simulator.scenario.setup import Setup
+from simulator.scenario.trace import make_trace
 from traces.trace import Trace
 
 T = TypeVar("T")

@@ -8,9 +8,9 @@ from typing import Any
 
 from simulator.core.errors import ScenarioError
 from simulator.metrics.summary import Summary
-from simulator.scenario.build import make_trace
 from simulator.scenario.config import Scenario
 from simulator.scenario.run import run
+from simulator.scenario.trace import make_trace
 
 
 @dataclass(frozen=True, slots=True)

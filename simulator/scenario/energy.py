@@ -12,10 +12,10 @@ from simulator.core.names import suggestion
 from simulator.metrics.energy import EnergyPlan
 from simulator.metrics.fleet import lifetimes
 from simulator.replica.records import SimulationRecords
-from simulator.scenario.build import Setup
 from simulator.scenario.config import Scenario
 from simulator.scenario.lifecycle import CarbonSpec
 from simulator.scenario.load import at
+from simulator.scenario.setup import Setup
 
 
 def energy_plan(scenario: Scenario, groups: Sequence[Setup]) -> EnergyPlan:

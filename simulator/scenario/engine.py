@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, field
+from dataclasses import asdict, field, fields
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -74,6 +74,10 @@ class KernelSpeedSpec:
     communication: PositiveNumber = 1.0
     """All-reduces and what else goes between GPUs within a step."""
 
+    def __post_init__(self) -> None:
+        if self.gemm_max_tokens and self.gemm == 1.0:
+            raise ValueError("'gemm_max_tokens' bounds 'gemm', which is not given.")
+
     def build(self) -> KernelSpeed:
         return KernelSpeed(**asdict(self))
 
@@ -127,6 +131,9 @@ class TierSpec:
             raise ValueError(f"unknown eviction policy {self.eviction!r}. Policies: {known}.")
 
 
+CACHE_FIELDS = {"eviction", "prefetch", "on_miss", "cpu_flops", "cpu_bandwidth", "skew", "sequence_skew"}
+
+
 @spec
 class ExpertsSpec:
     """A mixture-of-experts model's experts, served otherwise than all in GPU memory with exact dispatch."""
@@ -156,6 +163,13 @@ class ExpertsSpec:
     """Tokens stay where their expert was: one exchange per layer instead of two (ExFlow)."""
 
     def __post_init__(self) -> None:
+        if self.cached_experts is None:
+            own = {f.name: f.default for f in fields(self) if f.name in CACHE_FIELDS}
+            given = [name for name, default in own.items() if getattr(self, name) != default]
+            if given:
+                raise ValueError(f"{given[0]!r} is about experts in host memory: give 'cached_experts'.")
+        if self.on_miss == "compute" and self.prefetch:
+            raise ValueError("on_miss: compute fetches nothing, so there is nothing to 'prefetch'.")
         if self.on_miss != "fetch" and (self.cpu_flops is None or self.cpu_bandwidth is None):
             raise ValueError(f"on_miss: {self.on_miss} needs 'cpu_flops' and 'cpu_bandwidth'.")
         if self.on_miss == "fetch" and (self.cpu_flops is not None or self.cpu_bandwidth is not None):

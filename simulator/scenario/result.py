@@ -18,10 +18,10 @@ from simulator.replica.records import SimulationRecords
 from simulator.report.exports import to_aiperf, to_perfetto, to_vllm_bench
 from simulator.report.files import atomic_dir
 from simulator.report.html import write_report
-from simulator.scenario.build import Setup
 from simulator.scenario.config import Scenario
 from simulator.scenario.energy import energy_plan
 from simulator.scenario.load import to_yaml, with_paths
+from simulator.scenario.setup import Setup
 from traces.trace import Trace
 
 MARKER = "provenance.json"  # every run's folder holds one; only such a folder, or an empty one, is ever replaced

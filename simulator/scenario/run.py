@@ -17,12 +17,14 @@ from simulator.metrics import analyse, summarize
 from simulator.metrics.finetuning import summarize_finetuning
 from simulator.metrics.summary import summary_window
 from simulator.replica.records import SimulationRecords
-from simulator.scenario.build import Setup, build_cluster, build_groups, make_trace
+from simulator.scenario.build import build_cluster, build_groups
 from simulator.scenario.config import Scenario
 from simulator.scenario.energy import energy_plan, paid_per_hour
 from simulator.scenario.engine import EngineSpec
 from simulator.scenario.load import at, digest
 from simulator.scenario.result import Result
+from simulator.scenario.setup import Setup
+from simulator.scenario.trace import make_trace
 from simulator.scheduling import EngineArgs
 from traces.trace import Trace
 

@@ -10,7 +10,7 @@ from simulator.core.errors import ScenarioError
 from simulator.scenario.cluster import GroupSpec
 
 if TYPE_CHECKING:
-    from simulator.scenario.build import Setup
+    from simulator.scenario.setup import Setup
 
 
 def on_shared_gpus(specs: Sequence[GroupSpec], setups: Sequence[Setup]) -> tuple[Setup, ...]:

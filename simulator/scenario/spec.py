@@ -23,20 +23,25 @@ T = TypeVar("T")
 def spec(cls: type[T]) -> type[T]:
     """A frozen, keyword-only dataclass whose unknown fields pydantic refuses.
 
-    A class with a ``build`` method is built once when it is validated, so that what the built object would refuse is
-    reported at its place in the file.
+    A class with a ``build`` method is built once when it is validated, after its own ``__post_init__``, so that what
+    the built object would refuse is reported at its place in the file.
     """
     if hasattr(cls, "build"):
-        cls.__post_init__ = _try_build  # type: ignore[attr-defined]
+        cls.__post_init__ = _checked(getattr(cls, "__post_init__", None))  # type: ignore[attr-defined]
     cls.__pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True)  # type: ignore[attr-defined]
     return dataclass(frozen=True, kw_only=True)(cls)
 
 
-def _try_build(self: Any) -> None:
-    try:
-        self.build()
-    except UserError as error:
-        raise ValueError(error.message) from None
+def _checked(own: Callable[[Any], None] | None) -> Callable[[Any], None]:
+    def check(self: Any) -> None:
+        if own is not None:
+            own(self)
+        try:
+            self.build()
+        except UserError as error:
+            raise ValueError(error.message) from None
+
+    return check
 
 
 def _with_unit(parse: Callable[[float | str], float], *, whole: bool = False) -> BeforeValidator:

@@ -150,6 +150,10 @@ class Branches:
     block_tokens: Positive = 16
     """Tokens of a block of the prefixes that lines and rounds share."""
 
+    def __post_init__(self) -> None:
+        if self.stop_rounds != 1 and not self.stop_share:
+            raise ValueError("'stop_rounds' is of the programs that stop early: give 'stop_share'.")
+
 
 @spec
 class AdapterMix:

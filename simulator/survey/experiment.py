@@ -17,9 +17,11 @@ from simulator.metrics.experience import quality_of_experience
 from simulator.metrics.stats import Floats, Ints
 from simulator.model.weights import parameters
 from simulator.replica.records import Status
-from simulator.scenario.build import Setup, build_groups, make_trace
+from simulator.scenario.build import build_groups
 from simulator.scenario.result import Result
 from simulator.scenario.run import run
+from simulator.scenario.setup import Setup
+from simulator.scenario.trace import make_trace
 from simulator.survey.expression import Formula
 from simulator.survey.load import SystemFile, Variant, variant
 from simulator.survey.price import PublishedCost

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from simulator.cli.main import app
 from simulator.core.errors import TraceError
 from simulator.scenario import load
-from simulator.scenario.build import make_trace
+from simulator.scenario.trace import make_trace
 
 
 @pytest.fixture

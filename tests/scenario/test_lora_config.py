@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from simulator.core.errors import TraceError, UserError
-from simulator.scenario.build import make_trace
 from simulator.scenario.config import Scenario
 from simulator.scenario.result import Result
 from simulator.scenario.run import run
 from simulator.scenario.source import override, parse_source
+from simulator.scenario.trace import make_trace
 from simulator.scenario.validate import validate
 from traces.adapters import with_adapters
 

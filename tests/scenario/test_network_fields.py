@@ -12,7 +12,8 @@ from simulator.core.errors import UserError
 from simulator.model.catalogue import model
 from simulator.replica.records import Status
 from simulator.scenario import load, run
-from simulator.scenario.build import build, build_cluster, build_groups
+from simulator.scenario.build import build_cluster, build_groups
+from simulator.scenario.setup import build
 
 TEXT = """
 model: Llama-3.1-8B

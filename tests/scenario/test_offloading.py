@@ -9,7 +9,7 @@ import pytest
 
 from simulator.core.errors import UserError
 from simulator.scenario import load, run
-from simulator.scenario.build import build
+from simulator.scenario.setup import build
 
 TEXT = """
 model: facebook/opt-13b

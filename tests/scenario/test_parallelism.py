@@ -10,7 +10,8 @@ import pytest
 from simulator.cluster.prediction import LinearPredictor
 from simulator.core.errors import UserError
 from simulator.scenario import load, run
-from simulator.scenario.build import build, build_cluster, build_groups
+from simulator.scenario.build import build_cluster, build_groups
+from simulator.scenario.setup import build
 
 TEXT = """
 model: Qwen/Qwen3-30B-A3B

@@ -11,11 +11,12 @@ import pytest
 
 from simulator.core.errors import HardwareError, ModelError, PolicyError, TraceError, UserError
 from simulator.replica.records import SimulationRecords, Status
-from simulator.scenario.build import build, make_trace
 from simulator.scenario.load import load, located
 from simulator.scenario.result import Result, check_folder
 from simulator.scenario.run import run
+from simulator.scenario.setup import build
 from simulator.scenario.source import override, parse_source, read_source
+from simulator.scenario.trace import make_trace
 from simulator.scenario.validate import validate
 
 SCENARIOS = Path(__file__).resolve().parents[2] / "scenarios"
