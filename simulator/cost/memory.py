@@ -11,7 +11,7 @@ from simulator.cost.defaults import batch_defaults, engine_overhead
 from simulator.cost.expert_serving import ExpertServing
 from simulator.cost.hosted import Offload
 from simulator.cost.kv_layout import KvLayout, kv_layout
-from simulator.cost.placement import Deployment, Placed, TensorLayout, place, stage_sizes
+from simulator.cost.placement import Deployment, Placed, TensorLayout, place, stage_ranges
 from simulator.cost.shapes import attention_shape, kv_bytes_per_token_layer
 from simulator.hardware.gpu import Gpu
 from simulator.model.architecture import LatentAttention, Layer, Model
@@ -102,12 +102,13 @@ def memory_plan(
     cached_experts: float | None = None,
     offload: Offload | None = None,
     kv_lenders: int = 1,
+    layers: tuple[int, int] | None = None,
 ) -> MemoryPlan:
     """Memory of a deployment, as vLLM 0.33 finds it (``gpu_worker.determine_available_memory``); of each rank, and the
     KV cache of each, with ``data_parallel_size``. With context parallel sizes a request's KV, and a step's prompt
     tokens, are spread over the ranks: a block holds so many times ``block_size`` tokens.
 
-    kv_lenders: replicas whose KV caches one request may fill.
+    kv_lenders: replicas whose KV caches one request may fill. layers: held here (first, end); None: all.
     None for the batch limits means vLLM's defaults on this GPU, 0 for ``max_model_len`` the model's. Raises
     HardwareError when weights and activations exceed the GPU, or one request of ``max_model_len`` the KV cache, by how
     much, and what would help; ModelError when the model cannot be cut that way.
@@ -121,7 +122,7 @@ def memory_plan(
             decode_context_parallel_size=decode_context_parallel_size,
             tensor_parallel_layout=tensor_parallel_layout,
             experts=None if cached_experts is None else ExpertServing(cached_experts=cached_experts),
-            offload=offload,
+            offload=offload, layers=layers,
         ),
         gpu_memory_utilization, max_num_batched_tokens, max_num_seqs, block_size, max_model_len,
         num_gpu_blocks_override, async_scheduling, enforce_eager, kv_lenders,
@@ -154,7 +155,7 @@ class _Request:
         non_torch = NON_TORCH_BYTES + NON_TORCH_PER_GROUP_BYTES * ((placed.tp > 1) + (placed.dp > 1) + (placed.pcp > 1))
         layout = kv_layout(model, placed.tp, placed.kv_dtype, self.block_size, placed.dtype_bytes)
         best: tuple[int, int, int, int, int] | None = None
-        for stage in _stages(model, placed.pp):
+        for stage in stage_ranges(model.num_layers, placed):
             weights = _stage_weights(model, placed, stage)
             graphs = 0 if self.eager else self._graphs(len(stage), tokens, seqs)
             activation = _peak_activation(model, placed, stage, -(-tokens // placed.pcp), seqs)
@@ -317,14 +318,6 @@ def _index_share(model: Model, p: Placed) -> float:
         return 0.0
     index = WIDE_BYTES * shape.kv.index * 2 * shape.kv_heads * shape.head_dim
     return index / (index + shape.bytes_per_context)
-
-
-def _stages(model: Model, pp: int) -> list[range]:
-    start, stages = 0, []
-    for size in stage_sizes(model.num_layers, pp):
-        stages.append(range(start, start + size))
-        start += size
-    return stages
 
 
 def _left_in_host(model: Model, layer: Layer, p: Placed) -> float:

@@ -33,6 +33,8 @@ class Deployment:
     Context parallel sizes cut sequences and their KV, see ``cost/context_parallel.py``: over GPUs of their own for
     prefill, over tensor-parallel ranks for decode. ``context_parallel_masters``: prefill ranks that share the decoding
     tokens; 0: each computes all of them. ``tensor_parallel_layout``: see ``cost/tensor_cuts.py``.
+
+    ``layers``: the first layer held and the one after the last, of a model whose others are elsewhere; None: all.
     """
 
     tensor_parallel_size: int = 1
@@ -53,6 +55,7 @@ class Deployment:
     experts: ExpertServing | None = None
     tensor_parallel_layout: TensorLayout = "1d"
     offload: Offload | None = None
+    layers: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ class Placed:
     experts: ExpertServing | None = None
     layout: TensorLayout = "1d"
     offload: Offload | None = None
+    layers: tuple[int, int] | None = None  # held, of a model whose others are elsewhere
 
     @property
     def num_gpus(self) -> int:
@@ -108,6 +112,13 @@ def place(model: Model, gpu: Gpu, deployment: Deployment) -> Placed:
         raise ModelError(
             f"{model.name}: cannot cut {model.num_layers} layers into pp = {pp}, tp = {tp}",
             where="tensor_parallel_size, pipeline_parallel_size",
+        )
+    if deployment.layers is not None and not 0 <= deployment.layers[0] < deployment.layers[1] <= model.num_layers:
+        first, end = deployment.layers
+        raise ModelError(
+            f"{model.name} has no layers {first} to {end - 1}: they are numbered 0 to {model.num_layers - 1}",
+            where="layers",
+            remedy=f"Give the first one held and the one after the last, such as [0, {model.num_layers}].",
         )
     dtype = deployment.dtype
     if dtype == "auto":
@@ -154,7 +165,7 @@ def place(model: Model, gpu: Gpu, deployment: Deployment) -> Placed:
         deployment.num_redundant_experts, deployment.prefill_context_parallel_size,
         deployment.decode_context_parallel_size, deployment.context_parallel_layout == "striped",
         deployment.context_parallel_masters, deployment.experts, deployment.tensor_parallel_layout,
-        deployment.offload,
+        deployment.offload, deployment.layers,
     )  # fmt: skip
 
 
@@ -256,6 +267,17 @@ def check_layout(model: Model, d: Deployment) -> None:
             where="tensor_parallel_layout",
             remedy="Set tensor_parallel_layout: 1d.",
         )
+
+
+def stage_ranges(num_layers: int, placed: Placed) -> list[range]:
+    """Layers of each pipeline stage, or those held."""
+    if placed.layers is not None:
+        return [range(*placed.layers)]
+    start, stages = 0, []
+    for size in stage_sizes(num_layers, placed.pp):
+        stages.append(range(start, start + size))
+        start += size
+    return stages
 
 
 def stage_sizes(num_layers: int, pp: int) -> tuple[int, ...]:

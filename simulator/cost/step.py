@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from copy import copy
+from dataclasses import replace
 from typing import Generic, NamedTuple, Self, TypeGuard, TypeVar
 
 from simulator.cost.expert_layer import ExpertLayer
@@ -15,7 +16,7 @@ from simulator.cost.interface import Line
 from simulator.cost.kv_reads import decode_curve
 from simulator.cost.operators import ChunkSeconds, Curve, Operators, Price, sum_curves
 from simulator.cost.overhead import EngineOverhead
-from simulator.cost.placement import Deployment, place, stage_sizes
+from simulator.cost.placement import Deployment, place, stage_ranges
 from simulator.cost.served_experts import ServedExperts
 from simulator.cost.shapes import AttentionShape, attention_shape
 from simulator.cost.tensor_cuts import best_cut, blocks_of_layer
@@ -98,16 +99,22 @@ class OperatorCost:
         other._overhead_tables()  # noqa: SLF001 - its own class
         return other
 
+    def with_layers(self, first: int, end: int) -> Self:
+        """The same GPU with layers ``first`` to ``end - 1`` alone."""
+        other = copy(self)
+        other.placed = replace(self.placed, layers=(first, end))
+        other._use(other._stages()[0])  # noqa: SLF001 - its own class
+        return other
+
     # -- set-up -------------------------------------------------------------------------------------------------
 
     def _stages(self) -> list[tuple[tuple[Layer, ...], bool, bool]]:
         """(layers, holds the embedding, holds the lm_head) per pipeline stage."""
-        start, stages = 0, []
-        sizes = stage_sizes(self.model.num_layers, self.placed.pp)
-        for i, size in enumerate(sizes):
-            stages.append((self.model.layers[start : start + size], i == 0, i == len(sizes) - 1))
-            start += size
-        return stages
+        last = self.model.num_layers
+        return [
+            (self.model.layers[held.start : held.stop], held.start == 0, held.stop == last)
+            for held in stage_ranges(last, self.placed)
+        ]
 
     def _reference_time(self, stage: tuple[tuple[Layer, ...], bool, bool]) -> float:
         """Which stage is slowest depends little on the batch; 32 decodes over 1,000 tokens each decide it."""
