@@ -1,6 +1,6 @@
 """Windtunnel: a discrete-event simulator for LLM serving clusters.
 
-``simulator.run``, ``sweep``, ``plan`` and ``mix`` are for notebooks (docs/planning.md).
+``simulator.run``, ``sweep`` and ``plan`` are for notebooks (docs/planning.md).
 """
 
 from __future__ import annotations
@@ -15,6 +15,6 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     """The notebook's functions stand on an upper floor and load pandas, so they come when they are asked for."""
-    if name in {"run", "sweep", "plan", "mix"}:
+    if name in {"run", "sweep", "plan"}:
         return getattr(import_module("simulator.planning.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from simulator.cli.console import err, out, print_json, print_rows
 from simulator.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from simulator.planning.optimisers.answer import Optimised
 
 
 def plan(
@@ -27,16 +30,22 @@ def plan(
     """
     from simulator.cli.progress import PlanProgress
     from simulator.planning import answer as words
-    from simulator.planning.load import read_plan
+    from simulator.planning.optimisers.file import OptimiserFile
+    from simulator.planning.optimisers.solve import optimise
     from simulator.planning.pool import processors
+    from simulator.planning.question import read_question
     from simulator.planning.report import page
     from simulator.planning.solve import solve
 
-    file = read_plan(plan_file)
+    file = read_question(plan_file)
     folder = out_dir or Path("runs") / f"plan-{file.name}"
     words.check_folder(folder)
     try:
         with PlanProgress() as progress:
+            if isinstance(file, OptimiserFile):
+                found = optimise(file, jobs=jobs or processors(), folder=folder, tick=progress.tick)
+                _print_optimised(found, found.write(folder), as_json=as_json)
+                return
             answer = solve(file, jobs=jobs or processors(), pictures=pictures, progress=progress, folder=folder)
     except KeyboardInterrupt:
         err().print(f"interrupted: finished runs are kept in {folder}; the same command goes on from there.")
@@ -57,5 +66,23 @@ def plan(
     if len(answer.outcomes) > len(rows):
         console.print(f"and {len(answer.outcomes) - len(rows)} more in {written['designs.csv']}", markup=False)
     for what, command in words.serve_commands(answer):
+        console.print(f"\n{what[:1].upper()}{what[1:]}:\n  {command}", markup=False, soft_wrap=True)
+    console.print(f"\nReport: {written['report.html']}", markup=False, soft_wrap=True)
+
+
+def _print_optimised(found: Optimised, written: dict[str, Path], *, as_json: bool) -> None:
+    if as_json:
+        print_json(found.as_json())
+        return
+    console = out()
+    console.print(found.answer, style="bold", markup=False, soft_wrap=True)
+    if found.second:
+        console.print(found.second, markup=False, soft_wrap=True)
+    console.print()
+    rows = found.rows[:20]
+    print_rows([{name: value for name, value in row.items() if name not in ("low", "high")} for row in rows])
+    if len(found.rows) > len(rows):
+        console.print(f"and {len(found.rows) - len(rows)} more in {written['designs.csv']}", markup=False)
+    for what, command in found.commands():
         console.print(f"\n{what[:1].upper()}{what[1:]}:\n  {command}", markup=False, soft_wrap=True)
     console.print(f"\nReport: {written['report.html']}", markup=False, soft_wrap=True)

@@ -13,11 +13,12 @@ def policies(as_json: AsJson = False) -> None:
     from simulator.core.registry import Registry, first_line
     from simulator.faults import FAULTS
     from simulator.kv.eviction import EVICTIONS
+    from simulator.planning.optimisers import OPTIMISERS
     from simulator.routing import ROUTERS
     from simulator.scaling import CONTROLLERS, SCALERS
     from simulator.scheduling import POLICIES
 
-    registries: tuple[Registry[Any], ...] = (POLICIES, ROUTERS, SCALERS, CONTROLLERS, FAULTS, EVICTIONS)
+    registries: tuple[Registry[Any], ...] = (POLICIES, ROUTERS, SCALERS, CONTROLLERS, FAULTS, EVICTIONS, OPTIMISERS)
     rows = [
         {"kind": registry.kind, "name": name, "": first_line(entry)}
         for registry in registries

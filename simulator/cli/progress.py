@@ -171,15 +171,21 @@ class PlanProgress:
     ) -> None:
         self._bar.stop()
 
+    def tick(self, phase: str, finished: int, total: int) -> None:
+        """Of an optimiser, which does not count runs."""
+        self._show(phase, finished, total, "")
+
     def __call__(self, status: PlanStatus) -> None:
-        said = f"{status.runs} runs"
+        self._show(status.phase, status.finished, status.total, f"{status.runs} runs")
+
+    def _show(self, phase: str, finished: int, total: int, said: str) -> None:
         if self._console.is_terminal:
-            if self._task is None or status.phase != self._phase:
+            if self._task is None or phase != self._phase:
                 if self._task is not None:
                     self._bar.remove_task(self._task)
-                self._task, self._phase = self._bar.add_task(status.phase, total=status.total, said=said), status.phase
-            self._bar.update(self._task, completed=status.finished, total=status.total, said=said)
+                self._task, self._phase = self._bar.add_task(phase, total=total, said=said), phase
+            self._bar.update(self._task, completed=finished, total=total, said=said)
         elif time.perf_counter() - self._last > self.LINE_EVERY_S:
             self._last = time.perf_counter()
-            text = f"{status.phase}: {status.finished} of {status.total}, {said}"
+            text = f"{phase}: {finished} of {total}" + (f", {said}" if said else "")
             self._console.print(text, markup=False, soft_wrap=True)

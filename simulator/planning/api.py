@@ -1,4 +1,4 @@
-"""What notebooks call: ``simulator.run``, ``sweep``, ``plan`` and ``mix``, which return pandas tables.
+"""What notebooks call: ``simulator.run``, ``sweep`` and ``plan``, which return pandas tables.
 
 >>> import simulator
 >>> found = simulator.run("scenarios/quickstart.yaml", {"engine.max_num_seqs": 64})  # doctest: +SKIP
@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from simulator.metrics.frames import requests_frame, steps_frame
 from simulator.planning import answer as words
-from simulator.planning import melange
-from simulator.planning.load import read_plan
+from simulator.planning.optimisers.answer import Optimised
+from simulator.planning.optimisers.file import OptimiserFile
+from simulator.planning.optimisers.solve import optimise
 from simulator.planning.outcome import Answer
+from simulator.planning.question import read_question
 from simulator.planning.report import page
 from simulator.planning.runs import flat
 from simulator.planning.solve import solve
@@ -115,22 +117,18 @@ def sweep(
         return frame(run_sweep(scenario, axes, Path(temporary) / "sweep", seeds=seeds, jobs=jobs))
 
 
-def plan(path: str | Path, *, jobs: int = 1, pictures: bool = False, folder: str | Path | None = None) -> Planned:
-    """Answer a plan file. pictures: also the runs behind the report's curves. folder: keep (and reuse) the runs there.
+def plan(
+    path: str | Path, *, jobs: int = 1, pictures: bool = False, folder: str | Path | None = None
+) -> Planned | Optimised:
+    """Answer a plan file; ``Optimised`` where it names an optimiser. folder: keep (and reuse) the runs there.
 
-    Raises UserErrors.
+    pictures: also the runs behind the report's curves. Raises UserErrors.
     """
     kept = None if folder is None else Path(folder)
-    return Planned(solve(read_plan(path), jobs=jobs, pictures=pictures, folder=kept))
-
-
-def mix(
-    scenario: str | Path, gpus: Sequence[str], rate: float, settings: Mapping[str, Any] | None = None
-) -> melange.Mix:
-    """The cheapest mix of GPU types for ``rate`` requests/s of a scenario's load by Mélange's integer program, and what
-    it sustains when it is simulated. Raises UserErrors."""
-    fields = [f"{path}={_text(value)}" for path, value in (settings or {}).items()]
-    return melange.mix(load(scenario, fields), gpus, rate)
+    file = read_question(path)
+    if isinstance(file, OptimiserFile):
+        return optimise(file, jobs=jobs, folder=kept)
+    return Planned(solve(file, jobs=jobs, pictures=pictures, folder=kept))
 
 
 def _text(value: Any) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 
@@ -88,31 +88,46 @@ def read_plan(path: str | Path) -> PlanFile:
     try:
         plan = plan_adapter().validate_python(source.data)
     except ValidationError as error:
-        raise _located(error, source) from None
+        raise located(error, source, (*Plan.__dataclass_fields__, "optimiser")) from None
     file = Path(path)
-    base = _base(plan, source)
-    if plan.requests is not None:
-        base = override(base, [f"{_count_field(base)}={plan.requests}"])
+    base = base_of(plan, source)
     _check(base, plan)
     return PlanFile(plan.name or file.stem, file, plan, _designs(plan, base))
 
 
-def _located(error: ValidationError, source: Source) -> ScenarioError:
+def located(
+    error: ValidationError, source: Source, fields: Iterable[str], root: tuple[str | int, ...] = ()
+) -> ScenarioError:
+    """The first mistake, with its place in the file. fields: valid names, for a field that is unknown."""
     details = error.errors(include_url=False)[0]
-    path = tuple(part for part in details["loc"] if isinstance(part, int | str))
+    path = (*root, *(part for part in details["loc"] if isinstance(part, int | str)))
     if details["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        remedy = suggestion(str(path[-1]), Plan.__dataclass_fields__, noun="fields of a plan")
+        remedy = suggestion(str(path[-1]), fields, noun="fields of a plan" if not root else "options")
         return ScenarioError(f"unknown field {path[-1]!r}.", where=source.where(path), remedy=remedy)
     message = str(details.get("ctx", {}).get("error", details["msg"])).rstrip(".")
     return ScenarioError(f"{message}.", where=source.where(path))
 
 
-def _base(plan: Plan, source: Source) -> Source:
+class Asked(Protocol):
+    """What every question has."""
+
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def scenario(self) -> str | dict[str, Any]: ...
+    @property
+    def requests(self) -> int | None: ...
+
+
+def base_of(plan: Asked, source: Source) -> Source:
+    """The scenario that all designs share, not validated yet."""
     if isinstance(plan.scenario, str):
-        return read_source(source.folder / plan.scenario)
-    marks = {path[1:]: mark for path, mark in source.marks.items() if path[:1] == ("scenario",)}
-    body: dict[str, Value] = {"name": plan.name or Path(source.name).stem, **plan.scenario}
-    return Source(source.name, source.folder, body, marks)
+        base = read_source(source.folder / plan.scenario)
+    else:
+        marks = {path[1:]: mark for path, mark in source.marks.items() if path[:1] == ("scenario",)}
+        body: dict[str, Value] = {"name": plan.name or Path(source.name).stem, **plan.scenario}
+        base = Source(source.name, source.folder, body, marks)
+    return base if plan.requests is None else override(base, [f"{_count_field(base)}={plan.requests}"])
 
 
 def _count_field(base: Source) -> str:

@@ -71,9 +71,18 @@ class Probe:
 class Bench:
     """A design whose engines are built: runs at any rate, with any number of copies."""
 
-    def __init__(self, scenario: Scenario, ledger: Ledger | None = None, change: Change | None = None) -> None:
-        """ledger: of runs made before. change: of the load. Raises UserErrors like ``build_groups``."""
+    def __init__(
+        self,
+        scenario: Scenario,
+        ledger: Ledger | None = None,
+        change: Change | None = None,
+        requests: Trace | None = None,
+    ) -> None:
+        """ledger: of runs made before. change: of the load. requests: instead of the scenario's workload. Raises
+        UserErrors like ``build_groups``."""
         self.scenario, self.ledger, self.change = scenario, ledger or Ledger(), change or Change()
+        self.requests = requests
+        self._load = "" if requests is None else fingerprint(requests)
         self.groups = WORKSHOP.groups(scenario)
         slo = self.groups[0].slo
         assert slo is not None
@@ -94,7 +103,7 @@ class Bench:
         return sum(price * group.replicas for price, group in zip(known, self.groups, strict=True))
 
     def trace(self, seed: int) -> Trace:
-        trace = WORKSHOP.trace(replace(self.scenario, seed=seed))
+        trace = WORKSHOP.trace(replace(self.scenario, seed=seed)) if self.requests is None else self.requests
         return self.change.applied(trace, seed, max(group.args.max_model_len for group in self.groups))
 
     def calibration(self) -> dict[str, Any]:
@@ -112,7 +121,9 @@ class Bench:
 
     def _once(self, kind: str, rate: float | None, copies: int, seed: int, slo: Slo, make: Make) -> Probe:
         """The run from the ledger, or made now and put there."""
-        asked = f"{kind}/{run_key(replace(self.scenario, seed=seed))}/{rate!r}/{copies}/{slo!r}/{self.change!r}"
+        asked = (
+            f"{kind}/{run_key(replace(self.scenario, seed=seed))}/{rate!r}/{copies}/{slo!r}/{self.change!r}{self._load}"
+        )
         key = hashlib.sha256(asked.encode()).hexdigest()
         row = self.ledger.get(key)
         if row is None:
@@ -195,6 +206,17 @@ class Bench:
             summary["throughput"]["output_tokens_per_s"], 1.0 / tpot if tpot else None,
             _gpus_held(result), summary["engine"]["prefix_hit_ratio_run"],
         )  # fmt: skip
+
+
+def fingerprint(trace: Trace) -> str:
+    """A digest of requests that no scenario names."""
+    import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    table = trace.to_arrow()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return hashlib.sha256(sink.getvalue()).hexdigest()
 
 
 def _gpus_held(result: Result) -> float | None:

@@ -30,7 +30,7 @@ def page(answer: Answer, folder: Path) -> str:
     )
     best = answer.best
     return environment.get_template("report.html").render(
-        style=_style(environment),
+        style=style(environment),
         title=answer.file.plan.question or answer.file.name,
         version=__version__,
         sentence=words.sentence(answer),
@@ -51,7 +51,7 @@ def page(answer: Answer, folder: Path) -> str:
     )
 
 
-def _style(environment: Environment) -> Markup:
+def style(environment: Environment) -> Markup:
     """That of a run's report."""
     text = (Path(html.__file__).parent / "report.html").read_text(encoding="utf-8")
     css = text[text.index("<style>") + len("<style>") : text.index("</style>")]

@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter
 
 from simulator.scenario.spec import Count, Name, Positive, PositiveNumber, Str, spec
 
+PlanName = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)]
 Share = Annotated[float, Field(strict=True, gt=0, lt=1, allow_inf_nan=False)]
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
 NamedValues = Annotated[dict[str, Any], Field(min_length=1)]
@@ -19,7 +20,7 @@ NamedValues = Annotated[dict[str, Any], Field(min_length=1)]
 class Plan:
     """One question."""
 
-    name: Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)] | None = None
+    name: PlanName | None = None
     """Short name, used for the folder of the answer; default: the file's name."""
     question: Str = ""
     """What is asked, in words; shown in the report."""

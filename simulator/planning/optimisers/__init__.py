@@ -1,0 +1,14 @@
+"""Optimisers of surveyed systems, one file each; importing this package registers those that ship."""
+
+from simulator.planning.optimisers import melange  # noqa: F401 - to register it
+from simulator.planning.optimisers.optimiser import (
+    OPTIMISERS,
+    Candidate,
+    Design,
+    NoOptions,
+    Optimiser,
+    Question,
+    Simulated,
+)
+
+__all__ = ["OPTIMISERS", "Candidate", "Design", "NoOptions", "Optimiser", "Question", "Simulated"]
