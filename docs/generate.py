@@ -16,10 +16,12 @@ import typer.main
 
 from simulator.cli.main import app
 from simulator.cost.calibration import HeldOut, calibration_rows, load, shipped
+from simulator.scenario.together import FEATURES, pairs
 from simulator.scenario.validate import json_schema
 
 DOCS = Path(__file__).resolve().parent
 BEGIN, END = "<!-- fields: begin (generated) -->", "<!-- fields: end -->"
+APART_BEGIN, APART_END = "<!-- apart: begin (generated) -->", "<!-- apart: end -->"
 ERRORS_BEGIN, ERRORS_END = "<!-- errors: begin (generated) -->", "<!-- errors: end -->"
 
 
@@ -153,6 +155,19 @@ def _bounds(node: dict[str, Any]) -> str:
     return f" {', '.join(shown)}" if shown else ""
 
 
+def apart_table() -> str:
+    """Every feature with those it does not go together with, in both directions."""
+    apart: dict[str, list[str]] = {name: [] for name in FEATURES}
+    for one, other in pairs():
+        apart[one].append(other)
+        apart[other].append(one)
+    rows = [
+        {"feature": name, "asked for by": f"`{FEATURES[name].where}`", "not with": ", ".join(others)}
+        for name, others in apart.items()
+    ]
+    return "\n".join([*_table(rows), ""])
+
+
 def error_tables() -> str:
     """Held-out errors of the shipped calibrations: pooled by operator, then every fit."""
     rows = [{k: v for k, v in row.items() if k != "stands in for"} for row in calibration_rows()]
@@ -188,7 +203,12 @@ def generated() -> dict[Path, str]:
     return {
         DOCS / "cli.md": cli_reference(),
         DOCS / "scenario.schema.json": schema_text(),
-        scenarios: between(scenarios.read_text(encoding="utf-8"), BEGIN, END, field_tables()),
+        scenarios: between(
+            between(scenarios.read_text(encoding="utf-8"), BEGIN, END, field_tables()),
+            APART_BEGIN,
+            APART_END,
+            apart_table(),
+        ),
         calibration: between(calibration.read_text(encoding="utf-8"), ERRORS_BEGIN, ERRORS_END, error_tables() + "\n"),
     }
 

@@ -18,13 +18,12 @@ from simulator.cluster.dispatcher import Finished
 from simulator.cluster.plan import ClusterPlan, Group
 from simulator.cluster.replica import Replica
 from simulator.cluster.watch import Crew, Door, Watch, facts
-from simulator.core.errors import PolicyError, ScenarioError
+from simulator.core.errors import PolicyError
 from simulator.cost.power import MIN_CLOCK, ClockedCost, PowerModel
 from simulator.replica.engine import Engine
 from simulator.replica.recorder import MIXED, SPAN, Columns
 from simulator.replica.records import ClockChange, ClusterEvent, Status
 from simulator.scaling import CONTROLLERS, ClockController, Order, Surroundings
-from simulator.scheduling import POLICIES
 from simulator.scheduling.request import Request
 
 
@@ -92,7 +91,7 @@ class Clocks:
     def __init__(self, cluster: ClusterPlan, clock: Clock, columns: Columns, *, endless: bool) -> None:
         """endless: goes on until the clock stops. Raises ScenarioError where clocks cannot change."""
         assert cluster.clocks is not None
-        _check(cluster)
+        assert all(group.power is not None for group in cluster.groups)
         self.plan, self._groups = cluster.clocks, cluster.groups
         self._clock, self._columns, self._endless = clock, columns, endless
         lives = cluster.life.groups if cluster.life is not None else None
@@ -209,20 +208,3 @@ class Clocks:
     def records(self) -> tuple[ClockChange, ...]:
         """By time and replica."""
         return tuple(sorted(self.changes, key=lambda change: (change.time, change.replica)))
-
-
-def _check(cluster: ClusterPlan) -> None:
-    where = "cluster.clocks"
-    for group in cluster.groups:
-        args = group.args
-        if group.power is None:
-            raise ScenarioError(f"the power of group {group.name} is not known.", where=where)
-        ranks = args.pipeline_parallel_size > 1 or args.data_parallel_size > 1 or args.enable_eplb
-        together = group.shares is not None or group.lends or POLICIES.get(args.policy).elastic
-        if ranks or together or args.speculation is not None:
-            raise ScenarioError(
-                f"group {group.name}: clocks that change are not modelled for pipelines, ranks that step together, "
-                "GPUs or KV memory that are shared, engine policies that change their GPUs and speculation.",
-                where=where,
-                remedy="Use tensor_parallel_size and GPUs of its own, or leave cluster.clocks out.",
-            )

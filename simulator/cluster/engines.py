@@ -48,11 +48,6 @@ def build_engine(
 
     step_mode, sequential, observer: see ``Engine``. seed: of what is drawn per request.
     """
-    if loans is not None and (group.lora is not None or group.args.speculation is not None):
-        remedy = "Leave lora_config and speculative_config out."
-        raise ScenarioError("KV memory that replicas share goes with neither adapters nor speculation.", remedy=remedy)
-    if group.parallel_chunks:
-        _check_parallel(group)
     if group.lora is not None and trace.adapter is not None:
         return _adapting_engine(group, trace, recorder, group.lora, step_mode, on_finish, observer)
     if group.args.speculation is not None:
@@ -63,11 +58,11 @@ def build_engine(
     states = [make_state(group, trace, grows=policies[0].grows) for _ in ranks]
     one = states[0], policies[0], cost, recorder
     if policies[0].elastic:
-        elastic, kernels = cast("ElasticPolicy", policies[0]), cast("OperatorCost", cost)  # see ``check_ranks``
+        elastic, kernels = cast("ElasticPolicy", policies[0]), cast("OperatorCost", cost)  # of an elastic policy
         return ElasticEngine(states[0], elastic, kernels, recorder, on_finish=on_finish, observer=observer)
     if loans is not None:
         state = EngineState(args, loans.pool)
-        attention = RemoteAttention(cast("OperatorCost", cost), group.count)  # see ``cluster/lending.py``
+        attention = RemoteAttention(cast("OperatorCost", cost), group.count)  # of replicas that lend
         return LendingEngine(
             state, policies[0], attention, recorder, loans=loans, on_finish=on_finish, observer=observer
         )
@@ -96,9 +91,6 @@ def _speculating_engine(  # noqa: PLR0917 - of ``build_engine``
 ) -> Engine:  # fmt: skip
     """Steps are planned one by one: what they accept differs, and so do their prices."""
     args, cost = group.args, group.cost
-    if group.shares is not None or group.tiers is not None or group.holding is not None:
-        remedy = "Leave speculative_config out, or shared GPUs, kv_tiers and bounded KV."
-        raise ScenarioError("speculation goes with GPUs and a plain KV cache of the replica's own.", remedy=remedy)
     key = int(streams(seed).stream("speculation").integers(1 << 63))
     acceptance = Acceptance(speculation, key)
     policy = speculating(POLICIES.get(args.policy))(args)
@@ -113,11 +105,6 @@ def _adapting_engine(  # noqa: PLR0917 - of ``build_engine``
     observer: Observer | None,
 ) -> Engine:  # fmt: skip
     args = group.args
-    several = max(args.pipeline_parallel_size, args.data_parallel_size) > 1 or args.enable_eplb
-    others = (args.speculation, group.shares, group.tiers, group.holding)
-    if several or any(other is not None for other in others):
-        remedy = "Leave lora_config out, or speculation, pipelines, data-parallel ranks, shared GPUs and kv_tiers."
-        raise ScenarioError("adapters go with tensor parallelism and a plain KV cache alone.", remedy=remedy)
     if args.policy != "vllm" or args.scheduling_policy != "fcfs":
         raise ScenarioError("adapters take engine policy vllm, first come first served.", where="engine.policy")
     plain = make_state(group, trace, grows=True)
@@ -164,16 +151,6 @@ def _kind(state: type[State], group: Group, trace: Trace) -> type[State]:
         remedy = "Use a trace that does, such as RAGPulse's or synthetic documents, or leave parallel_chunks out."
         raise ScenarioError("the requests name no chunks to encode side by side.", where=trace.source, remedy=remedy)
     return side_by_side(state, Bounds(trace.chunks.offsets, trace.chunks.tokens))
-
-
-def _check_parallel(group: Group) -> None:
-    """Raises ScenarioError where an engine would attend to all of a prompt all the same."""
-    args = group.args
-    sizes = (args.pipeline_parallel_size, args.data_parallel_size, args.prefill_context_parallel_size)
-    others = (args.enable_eplb, args.speculation, group.lora, group.shares, group.lends, group.role != "both")
-    if max(sizes) > 1 or POLICIES.get(args.policy).elastic or any(others):
-        remedy = "Use tensor_parallel_size alone, and no speculation, adapters, shared GPUs or disaggregation."
-        raise ScenarioError("parallel_chunks is modelled on plain engines only.", remedy=remedy)
 
 
 def ids_block_size(trace: Trace, groups: tuple[Group, ...]) -> int:

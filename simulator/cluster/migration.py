@@ -26,7 +26,7 @@ from simulator.core.errors import ScenarioError
 from simulator.replica.moves import elsewhere, land, take_out
 from simulator.replica.recorder import Columns
 from simulator.replica.records import ClusterEvent, Status
-from simulator.scheduling import POLICIES, EngineState
+from simulator.scheduling import EngineState
 from simulator.scheduling.request import Request
 
 
@@ -371,12 +371,6 @@ def check(cluster: ClusterPlan) -> None:
     most = [g.count for g in cluster.groups] if cluster.life is None else [g.max_replicas for g in cluster.life.groups]
     if sum(most) < 2:
         raise ScenarioError("migration needs two replicas.", where=where, remedy="Give the cluster more replicas.")
-    if cluster.disaggregation is not None:
-        raise ScenarioError(
-            "migration in a cluster with disaggregation is not modelled.",
-            where=where,
-            remedy="Leave out disaggregation, or cluster.migration.",
-        )
     if plan.in_above_tokens < plan.out_below_tokens:
         raise ScenarioError(
             f"a replica would be both: in_above_tokens ({plan.in_above_tokens:g}) is less than out_below_tokens "
@@ -384,14 +378,4 @@ def check(cluster: ClusterPlan) -> None:
             where=where,
             remedy="Let only replicas take requests that are freer than those that give them.",
         )
-    for group in cluster.groups:
-        if group.kv is None or cluster.topology is None:
-            raise ScenarioError(f"group {group.name} does not say how large its KV is.", where=where)
-        policy = group.args.policy
-        if policy == "sglang" or not POLICIES.get(policy).grows:
-            raise ScenarioError(
-                f"group {group.name}: engine policy {policy!r} plans memory when it admits a request, which KV from "
-                "elsewhere does not pass.",
-                where=where,
-                remedy="Use engine policy vllm, sarathi or fastgen.",
-            )
+    assert cluster.topology is not None and all(group.kv is not None for group in cluster.groups)

@@ -185,16 +185,6 @@ class ClusterPlan:
         return any(group.slice_tokens for group in self.groups)
 
     @property
-    def acting(self) -> list[str]:
-        """What takes requests out of engines, or brings them in, while they run."""
-        parts = (
-            ("disaggregation", self.disaggregation),
-            ("scaling and faults", self.life),
-            ("migration", self.migration),
-        )
-        return [name for name, part in parts if part is not None]
-
-    @property
     def moves_kv(self) -> bool:
         """Whether requests come to replicas with KV that others have computed."""
         life = self.life

@@ -21,10 +21,8 @@ from simulator.cluster.life import Life
 from simulator.cluster.lifecycle import Lifecycle
 from simulator.cluster.transfers import KvBytes
 from simulator.cluster.ways import Direct, Lost
-from simulator.core.errors import ScenarioError
 from simulator.replica.moves import restore
 from simulator.replica.records import StepRecords, TransferRecords
-from simulator.scheduling import POLICIES
 from simulator.scheduling.request import Request
 
 
@@ -44,38 +42,14 @@ class Replication:
     """Requests that come to a replica for a second time bring the copy of their KV."""
 
     def __init__(self, lifecycle: Lifecycle, interval_tokens: int) -> None:
-        """interval_tokens: copies are made whenever a request has so many tokens more.
-
-        Raises ScenarioError when a group's requests cannot go on elsewhere.
-        """
+        """interval_tokens: copies are made whenever a request has so many tokens more."""
         self._lifecycle, self._interval = lifecycle, interval_tokens
         self._copies: list[Copy] = []
         self._coming: dict[Life, list[Copy]] = defaultdict(list)
         self._busy_until: dict[Life, float] = defaultdict(float)  # s, network card of a replica
         ways = lifecycle.ways
-        if not isinstance(ways, Direct):
-            raise ScenarioError(
-                "copies of KV in a disaggregated cluster are not modelled.",
-                where="cluster.kv_replication",
-                remedy="Leave kv_replication or disaggregation out.",
-            )
-        for group in lifecycle.groups:
-            policy = group.args.policy
-            if group.args.speculation is not None:
-                raise ScenarioError(
-                    f"group {group.name}: copies of the KV of several tokens a step are not modelled.",
-                    where="cluster.kv_replication",
-                    remedy="Leave kv_replication or speculative_config out.",
-                )
-            if group.kv is None:
-                raise ScenarioError(f"group {group.name} does not say how large its KV is, so it cannot be copied.")
-            if policy == "sglang" or not POLICIES.get(policy).grows:
-                raise ScenarioError(
-                    f"group {group.name}: engine policy {policy!r} plans memory when it admits a request, which KV "
-                    "from elsewhere does not pass.",
-                    where="cluster.kv_replication",
-                    remedy="Use engine policy vllm, sarathi or fastgen, or leave kv_replication out.",
-                )
+        assert isinstance(ways, Direct)  # no copies in a disaggregated cluster
+        assert all(group.kv is not None for group in lifecycle.groups)
         ways.entrance = self._entrance
         lifecycle.travellers.append(self)
 

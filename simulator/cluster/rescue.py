@@ -20,10 +20,8 @@ from simulator.cluster.clock import TRANSFER
 from simulator.cluster.life import Life, State
 from simulator.cluster.lifecycle import Lifecycle
 from simulator.cluster.ways import Lost
-from simulator.core.errors import ScenarioError
 from simulator.replica.moves import elsewhere, evacuate, land, take_out
 from simulator.replica.records import TransferRecords
-from simulator.scheduling import POLICIES
 from simulator.scheduling.request import Request
 
 
@@ -46,21 +44,12 @@ class Rescue:
     """Moves requests with their KV."""
 
     def __init__(self, lifecycle: Lifecycle, candidates: Candidates) -> None:
-        """candidates: who could go on with them. Raises ScenarioError when requests cannot move."""
+        """candidates: who could go on with them."""
         self._lifecycle, self._candidates, self._columns = lifecycle, candidates, lifecycle.columns
         self._flights: list[Flight] = []
         self._coming: dict[Life, list[Flight]] = defaultdict(list)  # on their way to a replica
         self._sending: set[Life] = set()  # KV of their requests is on its way elsewhere
-        for group in lifecycle.groups:
-            policy = group.args.policy
-            if group.kv is None:
-                raise ScenarioError(f"group {group.name} does not say how large its KV is, so it cannot move.")
-            if policy == "sglang" or not POLICIES.get(policy).grows:
-                raise ScenarioError(
-                    f"group {group.name}: engine policy {policy!r} plans memory when it admits a request, which KV "
-                    "from elsewhere does not pass.",
-                    remedy="Use engine policy vllm, sarathi or fastgen, or another recovery than migrate.",
-                )
+        assert all(group.kv is not None for group in lifecycle.groups)
         lifecycle.move = self.move
         lifecycle.travellers.append(self)
 

@@ -59,7 +59,7 @@ def check_roles(cluster: ClusterPlan, plan: DisaggregationPlan) -> None:
 def _unfit(group: Group, plan: DisaggregationPlan) -> str:
     """Why an engine policy cannot play its group's role; empty: it can."""
     policy = group.args.policy
-    if policy == "sglang":
+    if POLICIES.get(policy).promises:
         return "promises memory to requests as if no blocks were held for others"
     if POLICIES.get(policy).keeps:
         return "keeps the KV of turns that have ended for the turns after them"

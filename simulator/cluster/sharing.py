@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from simulator.cluster.plan import ClusterPlan, Group
 from simulator.core.errors import ScenarioError
-from simulator.cost.power import ClockedCost
 from simulator.replica.shared import Processor
-from simulator.scheduling import POLICIES
 
 
 def shared_processors(cluster: ClusterPlan) -> dict[int, Processor]:
@@ -24,23 +22,16 @@ def shared_processors(cluster: ClusterPlan) -> dict[int, Processor]:
     hosts = {group.name: group for group in groups}
     found: dict[int, Processor] = {}
     for group in tenants:
-        host = _host(cluster, group, hosts)
+        host = _host(group, hosts)
         for k in range(group.count):
             processor = found.setdefault(first[host.name] + k, Processor())
             found[first[group.name] + k] = processor
-    for group in groups:
-        if first[group.name] in found:
-            _check_engine(group)
     return found
 
 
-def _host(cluster: ClusterPlan, group: Group, hosts: dict[str, Group]) -> Group:
+def _host(group: Group, hosts: dict[str, Group]) -> Group:
     """The group whose GPUs these are."""
     where = f"cluster.groups.{group.name}.shares"
-    for what in cluster.acting:
-        raise ScenarioError(
-            f"{what} of replicas that share their GPUs is not modelled.", where=where, remedy=f"Leave {what} out."
-        )
     host = hosts.get(group.shares or "")
     if host is None or host is group or host.shares is not None:
         own = ", ".join(name for name, other in hosts.items() if other.shares is None and other is not group)
@@ -55,21 +46,3 @@ def _host(cluster: ClusterPlan, group: Group, hosts: dict[str, Group]) -> Group:
             remedy="Give both groups the same hardware, replicas and tensor_parallel_size.",
         )
     return host
-
-
-def _check_engine(group: Group) -> None:
-    args = group.args
-    for name, on in (
-        ("pipeline_parallel_size", args.pipeline_parallel_size > 1),
-        ("data_parallel_size", args.data_parallel_size > 1),
-        ("enable_eplb", args.enable_eplb),
-        ("kv_tiers", group.tiers is not None),
-        ("power caps and clocks", isinstance(group.cost, ClockedCost)),
-        (f"engine policy {args.policy!r}", POLICIES.get(args.policy).keeps),
-    ):
-        if on:
-            raise ScenarioError(
-                f"group {group.name}: {name} is not modelled on GPUs that engines share.",
-                where=f"cluster.groups.{group.name}",
-                remedy="Use tensor_parallel_size alone, and a policy such as vllm.",
-            )

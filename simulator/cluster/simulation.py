@@ -28,7 +28,7 @@ from simulator.cluster.places import Places
 from simulator.cluster.plan import ClusterPlan, single
 from simulator.cluster.population import Population
 from simulator.cluster.prediction import LinearPredictor, queued_tokens
-from simulator.cluster.ranks import cache_events, check_ranks
+from simulator.cluster.ranks import cache_events
 from simulator.cluster.replica import Replica
 from simulator.cluster.replication import copied_bytes
 from simulator.cluster.roles import unserved
@@ -80,7 +80,6 @@ class Simulation:
         self.clock = Clock()
         self.columns = Columns(len(trace))
         groups = cluster.groups
-        check_ranks(cluster)
         self._processors = shared_processors(cluster)  # by place, of replicas that share their GPUs
         self._loans = loans_by_place(cluster)  # of those that share their KV memory
         self._member = places(cluster)
@@ -209,7 +208,7 @@ class Simulation:
             watched=others_act(cluster) or options.get("watched", False),
             also=also,
         )
-        slicing = Slicing(cluster, self.clock, self.columns, dispatcher) if cluster.sliced else None
+        slicing = Slicing(self.clock, self.columns, dispatcher) if cluster.sliced else None
         self.moves = self._movers(dispatcher, router.needs, decode_router, handed_to, pass_on)
         apart = self.moves if isinstance(self.moves, Disaggregation) else None  # prefill and decode
         finished_on = dispatcher.finished_on if apart is None else apart.told_on

@@ -13,10 +13,8 @@ from math import nan
 
 from simulator.cluster.clock import Clock
 from simulator.cluster.dispatcher import Dispatcher, Through
-from simulator.cluster.plan import ClusterPlan
 from simulator.cluster.replica import Replica
 from simulator.cluster.transfers import Turnstile
-from simulator.core.errors import ScenarioError
 from simulator.replica.moves import elsewhere
 from simulator.replica.recorder import Columns
 from simulator.replica.records import Status
@@ -27,14 +25,7 @@ from simulator.scheduling.request import Request
 class Slicing:
     """Between the dispatcher and replicas that serve in slices."""
 
-    def __init__(self, cluster: ClusterPlan, clock: Clock, columns: Columns, dispatcher: Dispatcher) -> None:
-        """Raises ScenarioError for what does not go together with slices."""
-        for what in cluster.acting:
-            raise ScenarioError(
-                f"engine policy slices in a cluster with {what} is not modelled.",
-                where="engine.policy",
-                remedy=f"Leave out {what}, or choose another policy.",
-            )
+    def __init__(self, clock: Clock, columns: Columns, dispatcher: Dispatcher) -> None:
         self._columns, self._dispatcher = columns, dispatcher
         self._turnstile = Turnstile(clock)
         self._whole: dict[int, int] = {}  # output tokens of the requests that are cut, by row

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from math import ceil
 
-from simulator.cluster.plan import ClusterPlan
-from simulator.core.errors import HardwareError, ScenarioError
+from simulator.core.errors import HardwareError
 from simulator.cost.beside import beside
 from simulator.cost.lora import LoraPrice
 from simulator.cost.memory import MemoryPlan
 from simulator.cost.step import OperatorCost
 from simulator.scenario.lora import LoraSpec
 from simulator.scheduling.adapters import LoraPlan, MergePlan
-
-
-def check_moves(plan: ClusterPlan) -> None:
-    """Raises ScenarioError where requests would come with their KV to an engine that then needs their adapter."""
-    if plan.moves_kv and any(group.lora is not None for group in plan.groups):
-        raise ScenarioError(
-            "adapters are not modelled where requests move with their KV.",
-            where="engine.lora_config",
-            remedy="Leave it out, or disaggregation, migration, recovery by migrating and kv_replication.",
-        )
 
 
 def build_lora(

@@ -8,12 +8,10 @@ from dataclasses import replace
 from simulator.cluster.plan import ClusterPlan, Group, RouterPlan
 from simulator.routing import ROUTERS
 from simulator.scenario import interconnect, sharing
-from simulator.scenario.adapters import check_moves
 from simulator.scenario.cluster import GroupSpec
 from simulator.scenario.config import Scenario
 from simulator.scenario.front import front_plan
-from simulator.scenario.hosted import check_kv_at_home
-from simulator.scenario.kv import check_holding, check_pauses
+from simulator.scenario.kv import check_pauses
 from simulator.scenario.life import Kind, build_clocks, build_life
 from simulator.scenario.load import at, within
 from simulator.scenario.setup import Setup, build, draft_kv_bytes, profile_of, step_cost, work_per_s
@@ -28,7 +26,7 @@ def build_groups(scenario: Scenario) -> tuple[Setup, ...]:
     for index, spec in enumerate(specs):
         own = {name: value for name in ("model", "hardware", "engine") if (value := getattr(spec, name)) is not None}
         with within(f"cluster.groups.{index}", own):
-            setup = build(replace(scenario, **own), lenders=spec.replicas if spec.lends else 1)
+            setup = build(replace(scenario, **own), spec)
         built.append(replace(setup, name=spec.name, replicas=spec.replicas))
     return sharing.on_shared_gpus(specs, built)
 
@@ -89,9 +87,5 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
         front=front_plan(scenario.cluster.response_cache, scenario.cluster.retrieval_s),
     )
     interconnect.check(plan)
-    check_moves(plan)
-    check_holding(plan)
     check_pauses(plan)
-    for setup in setups:
-        check_kv_at_home(plan, setup.cost.placed.offload, tiers=setup.tiers is not None)
     return plan

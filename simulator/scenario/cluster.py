@@ -125,8 +125,6 @@ class ClusterSpec:
             raise ValueError(f"no KV moves in this cluster, so 'network' cannot use {unused}.")
         if self.kv_replication is not None and not self.faults:
             raise ValueError("'kv_replication' needs 'faults': without them nothing is lost.")
-        if self.kv_replication is not None and moves:
-            raise ValueError("'kv_replication' is not modelled together with disaggregation or migration.")
         if self.cold_start is not None and self.scaling is None and not self.faults:
             raise ValueError("'cold_start' needs 'scaling' or 'faults': without them no replica starts.")
         own = (limit for g in self.groups for limit in (g.min_replicas, g.max_replicas, g.scaling))

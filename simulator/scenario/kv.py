@@ -86,16 +86,6 @@ def holding(kv: KvCompression | None, args: EngineArgs, placed: Placed) -> Holdi
     return Holding(kv.keep_tokens, extra_blocks(kv, kv_element_bytes(placed.kv_dtype)[0], args.block_size))
 
 
-def check_holding(plan: ClusterPlan) -> None:
-    """Raises ScenarioError when requests with such blocks would have to move."""
-    if plan.moves_kv and any(group.holding is not None for group in plan.groups):
-        raise ScenarioError(
-            "requests do not move between replicas with keep_tokens or residual_tokens.",
-            where="model.kv_compression",
-            remedy="Leave out disaggregation, migration, drains that migrate and kv_replication, or those two fields.",
-        )
-
-
 def check_pauses(plan: ClusterPlan) -> None:
     """Raises ScenarioError when a conversation's next turn would not find the KV that policy infercept has kept."""
     if all(group.args.policy != "infercept" for group in plan.groups):

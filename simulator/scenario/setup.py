@@ -18,7 +18,7 @@ from simulator.cost.other_kernels import OtherKernels
 from simulator.cost.placement import Deployment, Placed
 from simulator.cost.power import ClockedCost, PowerModel, PowerProfile, PowerSetting, power_model
 from simulator.cost.speculative import Drafter, SpeculativeCost
-from simulator.cost.step import OperatorCost, by_operators
+from simulator.cost.step import OperatorCost
 from simulator.hardware.gpu import Gpu, gpu
 from simulator.kv.tiers import TierPlan, TierSet
 from simulator.metrics.slo import Slo, slo_preset
@@ -28,12 +28,14 @@ from simulator.model.compress import compressed
 from simulator.model.config import load_config
 from simulator.model.kv_compression import KvCompression
 from simulator.scenario.adapters import build_lora
+from simulator.scenario.cluster import GroupSpec
 from simulator.scenario.config import Scenario, SloSpec
 from simulator.scenario.drafter import build_drafter
 from simulator.scenario.engine import EngineSpec, ModelSpec
 from simulator.scenario.hosted import build_offload
 from simulator.scenario.kv import holding, without_prefixes
 from simulator.scenario.load import at
+from simulator.scenario.together import Design, check_together
 from simulator.scheduling import POLICIES, EngineArgs, resolve
 from simulator.scheduling.adapters import LoraPlan
 from simulator.scheduling.holding import Holding
@@ -70,10 +72,11 @@ class Setup:
         return operators.notes if isinstance(operators, Calibrated) else {}
 
 
-def build(scenario: Scenario, *, lenders: int = 1) -> Setup:
-    """lenders: replicas whose KV caches one request may fill. Raises UserErrors whose ``where`` names the field of the
-    scenario."""
+def build(scenario: Scenario, group: GroupSpec | None = None) -> Setup:
+    """group: whose engine it is; None: the scenario's only one. Raises UserErrors whose ``where`` names the field of
+    the scenario."""
     spec, engine = scenario.model, scenario.engine
+    group = group or GroupSpec(name="replicas", replicas=scenario.cluster.replicas)
     served = build_model(spec)
     with at("hardware.gpu"):
         card = gpu(scenario.hardware.gpu)
@@ -83,11 +86,12 @@ def build(scenario: Scenario, *, lenders: int = 1) -> Setup:
     with at("engine.policy"):
         args = resolve(args)
         POLICIES.get(args.policy)(args)  # it refuses options that it does not know
+    check_together(Design(scenario, group, args, served))
     with at("hardware.calibration"):
         calibration = choose(scenario.hardware.calibration, card)
     with at("model"):
         offload = build_offload(scenario, served, card)
-        memory = plan_memory(scenario, args, served, card, offload, lenders)
+        memory = plan_memory(scenario, args, served, card, offload, group.replicas if group.lends else 1)
         cost = build_cost(scenario, args, served, card, calibration, offload)
     drafter, lora, given_blocks = None, None, engine.num_gpu_blocks_override is not None
     if engine.speculative_config is not None:
@@ -96,7 +100,6 @@ def build(scenario: Scenario, *, lenders: int = 1) -> Setup:
             memory = beside(memory, drafter.weight_bytes, drafter.kv_bytes_per_token, given_blocks=given_blocks)
     if engine.finetuning is not None:
         with at("engine.finetuning"):
-            check_alone(scenario, args, cost)
             memory = beside(memory, round(engine.finetuning.memory_bytes), 0.0, given_blocks=given_blocks)
     if engine.lora_config is not None:
         with at("engine.lora_config"):
@@ -189,11 +192,6 @@ def build_tiers(engine: EngineSpec, args: EngineArgs, served: Model, memory: Mem
         raise ScenarioError(
             "tiers keep what the prefix cache forgets, and it is off.", where="engine.kv_tiers", remedy=remedy
         )
-    cut = args.prefill_context_parallel_size * args.decode_context_parallel_size > 1
-    if args.pipeline_parallel_size > 1 or args.data_parallel_size > 1 or cut:
-        remedy = "Use tensor_parallel_size, or leave kv_tiers out."
-        message = "tiers are not modelled behind a pipeline, data-parallel or context-parallel ranks."
-        raise ScenarioError(message, where="engine.kv_tiers", remedy=remedy)
     ranks = engine.tensor_parallel_size
     plans = tuple(
         TierPlan(
@@ -228,20 +226,6 @@ def draft_kv_bytes(setup: Setup) -> float:
     return 0.0 if setup.drafter is None else setup.drafter.kv_bytes_per_token * setup.cost.placed.tp
 
 
-def check_alone(scenario: Scenario, args: EngineArgs, cost: OperatorCost) -> None:
-    """Raises ScenarioError where a fine-tuning job stands beside what it does not go with."""
-    engine, hardware = scenario.engine, scenario.hardware
-    several = max(args.pipeline_parallel_size, args.data_parallel_size, args.prefill_context_parallel_size) > 1
-    clocked = hardware.power_cap_w is not None or hardware.clock != 1.0 or scenario.cluster.clocks is not None
-    elastic = POLICIES.get(args.policy).elastic or not by_operators(cost)
-    if several or elastic or clocked or engine.enable_eplb or engine.lora_config or engine.speculative_config:
-        raise ScenarioError(
-            "fine-tuning is not modelled beside speculation, adapters, pipelines, data-parallel or context-parallel "
-            "ranks, offloaded weights, engine policies that change their GPUs, power caps and clocks.",
-            remedy="Use tensor_parallel_size alone.",
-        )
-
-
 def step_cost(setup: Setup) -> StepCost:
     """What the steps of an engine take: its model's operators, its drafts or its fine-tuning job, its clock."""
     speculation = setup.args.speculation
@@ -251,12 +235,6 @@ def step_cost(setup: Setup) -> StepCost:
         if speculation is None or setup.drafter is None:
             return setup.cost
         return SpeculativeCost(setup.cost, setup.drafter, speculation.drafts, speculation.verified)
-    if speculation is not None:
-        raise ScenarioError(
-            "speculation on GPUs whose power is capped or clock locked is not modelled.",
-            where="hardware",
-            remedy="Leave power_cap_w and clock, or engine.speculative_config, out.",
-        )
     return ClockedCost(setup.cost, setup.power)
 
 

@@ -51,6 +51,9 @@ class Policy:
     grows: ClassVar[bool] = True
     """Whether decoding takes KV blocks as it goes; False when admission reserves all a request may need."""
 
+    promises: ClassVar[bool] = False
+    """Whether admission counts on memory as if no blocks were held for requests on their way here."""
+
     holds: ClassVar[bool] = False
     """Whether it asks the state how many blocks a request holds (``blocks_of``), which KV compression may change."""
 
@@ -123,10 +126,6 @@ def _check_speculation(args: EngineArgs, speculation: Speculation, policy: type[
     if not vars(policy).get("speculates"):
         able = ", ".join(name for name, known in POLICIES.items() if vars(known).get("speculates"))
         _refuse(args, "speculative_config", "is more than it plans for", f"Use one of {able}.")
-    sizes = ("pipeline", "data", "prefill_context", "decode_context")
-    if args.enable_eplb or any(getattr(args, f"{size}_parallel_size") > 1 for size in sizes):
-        what = "speculation in a pipeline, on data-parallel or context-parallel ranks or with enable_eplb"
-        _refuse(args, what, "is not modelled", "Use tensor_parallel_size alone.")
     if args.async_scheduling and speculation.method in SYNCHRONOUS:
         how = f"speculation by {speculation.method}"
         _refuse(args, "async_scheduling", f"does not go with {how}, as in vLLM", "Leave it out.")

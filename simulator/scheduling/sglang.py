@@ -58,6 +58,7 @@ class Sglang(Policy):
     """
 
     async_by_default = True
+    promises = True
     unused = frozenset({"long_prefill_token_threshold", "scheduler_reserve_full_isl", "watermark", "scheduling_policy"})
 
     def __init__(self, args: EngineArgs) -> None:

@@ -10,18 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.cluster.clock import Clock
-from simulator.cluster.clocks import Clocks
 from simulator.cluster.elastic import GroupLife, LifePlan, ScalingPlan
 from simulator.cluster.plan import ClocksPlan, ClusterPlan, Group, RouterPlan
 from simulator.cluster.simulation import Simulation
-from simulator.core.errors import PolicyError, ScenarioError
+from simulator.core.errors import PolicyError
 from simulator.cost.power import ClockedCost, PowerModel, PowerSetting
 from simulator.metrics.energy import EnergyPlan, power_over_time, summarize_energy
-from simulator.replica.recorder import Columns
 from simulator.replica.records import ClusterEvent, SimulationRecords, Status
 from simulator.scaling import ClockController, Order, View
-from simulator.scheduling import EngineArgs
 from tests.cluster.test_many_replicas import ARGS, LINEAR, same, trace
 from traces.trace import Trace
 
@@ -182,13 +178,3 @@ def test_what_clocks_cannot_do_is_refused() -> None:
     requests = trace(60, 20.0)
     with pytest.raises(PolicyError, match="shares from"):
         Simulation(requests, clocked("Wrong", {})).run()
-    plan = clocked("Half", {})
-    group = plan.groups[0]
-    odd = (
-        replace(group, args=replace(SYNC, pipeline_parallel_size=2)),
-        replace(group, args=EngineArgs(policy="loongserve", max_model_len=64, max_num_batched_tokens=64)),
-        replace(group, lends=True),
-    )
-    for one in odd:
-        with pytest.raises(ScenarioError, match="clocks that change are not modelled"):
-            Clocks(replace(plan, groups=(one,)), Clock(), Columns(1), endless=False)

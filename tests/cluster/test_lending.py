@@ -9,10 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from simulator.cluster.lending import loans_by_place
 from simulator.cluster.plan import ClusterPlan, Group, RouterPlan
 from simulator.cluster.simulation import Simulation
-from simulator.core.errors import ScenarioError
 from simulator.cost.calibrated import cost_model
 from simulator.cost.placement import Deployment
 from simulator.cost.remote_attention import RemoteAttention
@@ -87,19 +85,3 @@ def test_nothing_is_lost(data: st.DataObject) -> None:
         assert not (engine.state.running or len(engine.state.waiting))
     check_pool(engines[0].state.pool)
     assert engines[0].state.pool.free == plan.groups[0].kv_blocks
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"enable_prefix_caching": True}, "enable_prefix_caching"),
-        ({"policy": "orca", "max_model_len": 8}, "'orca'"),
-        ({"decode_context_parallel_size": 2}, "context parallel"),
-        ({"policy": "infercept", "options": {"interception": "preserve"}}, "'infercept'"),
-    ],
-)
-def test_what_it_does_not_go_with_is_refused(change: dict[str, object], words: str) -> None:
-    change = {"enable_prefix_caching": None} | change
-    with pytest.raises(ScenarioError, match=words) as error:
-        loans_by_place(cluster(16, **change))  # type: ignore[arg-type]
-    assert error.value.remedy

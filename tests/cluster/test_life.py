@@ -285,13 +285,6 @@ def test_a_request_that_is_lost_too_often_has_failed_and_its_followers_go_on() -
     assert (np.diff(records.requests.arrival) > 0).all()
 
 
-def test_kv_that_cannot_move_is_refused() -> None:
-    fault = FaultPlan("spot", recovery="migrate")
-    group = Group(replace(ARGS, policy="sglang"), LINEAR, 400, kv=KvBytes(1e5))
-    with pytest.raises(ScenarioError, match="plans memory when it admits"):
-        Simulation(steady(), ClusterPlan((group,), life=LifePlan((GroupLife(1, 2, 1),), faults=(fault,))))
-
-
 def test_replicas_that_only_ever_start_are_an_error_and_no_endless_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every replica fails before it is ready."""
     monkeypatch.setattr("simulator.cluster.lifecycle.MOST_LIVES", 200)

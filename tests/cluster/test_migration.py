@@ -160,5 +160,3 @@ def test_what_cannot_migrate_is_refused() -> None:
         Simulation(trace(5), migrating(1))
     with pytest.raises(ScenarioError, match="would be both"):
         Simulation(trace(5), migrating(2, out_below_tokens=300.0))
-    with pytest.raises(ScenarioError, match="'sglang' plans memory"):
-        Simulation(trace(5), migrating(2, args=replace(ARGS, policy="sglang")))

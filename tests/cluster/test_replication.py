@@ -13,9 +13,7 @@ from simulator.cluster.elastic import FaultPlan, GroupLife, LifePlan
 from simulator.cluster.plan import ClusterPlan, Group, RouterPlan
 from simulator.cluster.simulation import Simulation
 from simulator.cluster.transfers import KvBytes
-from simulator.core.errors import ScenarioError
 from simulator.replica.records import SimulationRecords, Status
-from simulator.scheduling.args import Speculation
 from tests.cluster.test_disaggregation import computed_is_owed_together
 from tests.cluster.test_life import check
 from tests.cluster.test_many_replicas import ARGS, LINEAR, same, trace
@@ -105,16 +103,3 @@ def test_requests_go_on_sooner_with_copies() -> None:
     requests = Trace(np.linspace(0.0, 2.95, 60), np.full(60, 400), np.full(60, 200))
     ends = {copies: float(np.nanmax(run(copies, requests)[0].requests.finish)) for copies in (None, 1)}
     assert ends[1] < ends[None]
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"policy": "orca", "max_model_len": 800}, "plans memory"),
-        ({"speculation": Speculation("eagle", 2, (0.5, 0.2))}, "several tokens a step"),
-    ],
-)
-def test_what_cannot_go_on_elsewhere_is_refused(change: dict[str, object], words: str) -> None:
-    faults = (FaultPlan("failures", {"mtbf_s": 2.0, "mttr_s": 0.4}),)
-    with pytest.raises(ScenarioError, match=words):
-        Simulation(trace(5), plan(1, faults=faults, args=replace(PLAIN, **change)))  # type: ignore[arg-type]

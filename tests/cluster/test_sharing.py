@@ -149,9 +149,6 @@ def test_sharing_more_gpus_absorbs_bursts_of_one_model() -> None:
         ({"shares": "b"}, "Name one of: a"),
         ({"num_gpus": 2}, "same hardware"),
         ({"count": 2}, "same hardware, replicas"),
-        ({"args": replace(ARGS, data_parallel_size=2)}, "tensor_parallel_size"),
-        ({"args": replace(ARGS, pipeline_parallel_size=2)}, "tensor_parallel_size"),
-        ({"args": EngineArgs(policy="infercept", options={"interception": "preserve"})}, "a policy such as vllm"),
     ],
 )
 def test_what_cannot_share_is_told_why(change: dict[str, object], remedy: str) -> None:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.cluster.plan import ClusterPlan, Group, MigrationPlan, RouterPlan
+from simulator.cluster.plan import ClusterPlan, Group, RouterPlan
 from simulator.cluster.simulation import Simulation
-from simulator.core.errors import PolicyError, ScenarioError
+from simulator.core.errors import PolicyError
 from simulator.cost.analytic import FixedCost
 from simulator.metrics import analyse
 from simulator.metrics.fleet import replica_columns
@@ -119,8 +119,5 @@ def test_long_and_short_answers_even_out() -> None:
 
 
 def test_what_does_not_go_together_is_said() -> None:
-    plan = replace(sliced(2), migration=MigrationPlan())
-    with pytest.raises((ScenarioError, PolicyError), match="not modelled"):
-        Simulation(trace(5), plan)
     with pytest.raises(PolicyError, match="slice_tokens"):
         Simulation(trace(5), sliced(2, args=replace(ARGS, options={"slice_tokens": 0})))

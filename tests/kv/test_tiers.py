@@ -150,7 +150,7 @@ def test_spans_are_steps_and_every_block_comes_back(
         ("engine.kv_tiers.0.eviction=belady", "unknown eviction policy"),
         ("engine.kv_tiers.0.capacity_bytes=0", "more than 0"),
         ("engine.enable_prefix_caching=false", "it is off"),
-        ("engine.pipeline_parallel_size=2", "not modelled behind a pipeline"),
+        ("engine.pipeline_parallel_size=2", "KV tiers and pipeline stages"),
     ],
 )
 def test_wrong_tiers_are_answered(tmp_path: Path, setting: str, words: str) -> None:

@@ -50,9 +50,9 @@ def test_spans_are_steps() -> None:
     [
         (["engine.finetuning={share: 0.5}"], "with mode time-slice"),
         (["engine.finetuning={mode: time-slice}"], "give 'share'"),
-        (["engine.lora_config={max_loras: 2}"], "not modelled beside"),
-        (["hardware.clock=0.8"], "not modelled beside"),
-        (["cluster.clocks={policy: slo-clock}"], "not modelled beside"),
+        (["engine.lora_config={max_loras: 2}"], "not modelled together"),
+        (["hardware.clock=0.8"], "not modelled together"),
+        (["cluster.clocks={policy: slo-clock}"], "not modelled together"),
         (["engine.finetuning.memory_bytes=70GB"], "too little for one request"),
     ],
 )

@@ -86,5 +86,5 @@ def test_what_makes_no_sense_is_refused(settings: list[str], says: str) -> None:
 
 def test_requests_that_move_with_their_kv_are_refused() -> None:
     moving = ["engine.lora_config={max_loras: 4}", "cluster={replicas: 2, migration: {}}"]
-    with pytest.raises(UserError, match="move with their KV"):
+    with pytest.raises(UserError, match="adapters and migration"):
         run(scenario(*moving))

@@ -113,7 +113,7 @@ REFUSED = {
         "  replicas: 2\n  network: {node_bandwidth: 1GB}\n",
         "node_bandwidth",
     ),
-    "two ways to move": ("cluster:\n", "cluster:\n  migration: {}\n", "cluster.migration: migration in a cluster"),
+    "two ways to move": ("cluster:\n", "cluster:\n  migration: {}\n", "migration and disaggregation are not"),
     "policy": ("role: decode,", "role: decode, engine: {policy: orca, max_model_len: 8192},", "'orca' reserves"),
 }
 

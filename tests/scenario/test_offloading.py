@@ -50,25 +50,25 @@ def test_spans_are_steps(path: Path, offload: str) -> None:
     [
         (["engine.cpu_offload_gb=100"], "engine.cpu_offload_gb", "have 23.4 GiB of weights"),
         (["engine.offload={weights_host: 0.5}"], "engine.cpu_offload_gb", "by cpu_offload_gb and by offload"),
-        (["hardware.clock=0.8"], "engine.offload", "hardware.clock is not modelled"),
-        (["cluster.clocks={policy: slo-clock}"], "engine.offload", "cluster.clocks is not modelled"),
+        (["hardware.clock=0.8"], "engine.offload", "locked clocks are not modelled"),
+        (["cluster.clocks={policy: slo-clock}"], "engine.offload", "clocks that change are not modelled"),
         (
             ["engine.cpu_offload_gb=0", "engine.experts={cached_experts: 4}", "hardware.power_cap_w=200"],
             "engine.experts.cached_experts",
-            "hardware.clock is not modelled",
+            "locked clocks are not modelled",
         ),
         (
             ["cluster={groups: [{name: a, replicas: 2, lends: true}]}", "engine.enable_prefix_caching=false"],
             "lends",
-            "weights or KV outside the GPU is not modelled",
+            "weights or KV outside the GPU are not modelled",
         ),
-        (["engine.lora_config={max_loras: 2}"], "engine.offload", "lora_config"),
+        (["engine.lora_config={max_loras: 2}"], "engine.offload", "adapters"),
         (["hardware.host=xeon"], "hardware.host", "unknown host 'xeon'"),
         (["engine.cpu_offload_gb=0", "engine.offload={kv_disk: 1}"], "offload", "has no disk"),
         (
             ["engine.cpu_offload_gb=0", "engine.offload={weights_host: 0.5, kv_host: 1}", "cluster={replicas: 2, migration: {}}"],
             "engine.offload",
-            "not moved on to tiers or other replicas",
+            "KV outside the GPU and",
         ),
         (
             [
@@ -78,7 +78,7 @@ def test_spans_are_steps(path: Path, offload: str) -> None:
                 "engine.kv_tiers=[{name: dram, capacity_bytes: 1GB}]",
             ],
             "engine.offload",
-            "not moved on to tiers or other replicas",
+            "KV outside the GPU and",
         ),
         (["engine.cpu_offload_gb=0", "engine.offload={kv: 1}"], "engine.offload", "unknown field 'kv'"),
         (

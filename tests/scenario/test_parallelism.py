@@ -61,14 +61,14 @@ def test_two_such_replicas_share_the_load(path: Path, router: str) -> None:
     ("settings", "where", "words"),
     [
         (["model=Llama-3.1-8B"], "data_parallel_size", "cluster.replicas: 4"),
-        (["engine.pipeline_parallel_size=2"], "data_parallel_size", "pipeline_parallel_size: 1"),
+        (["engine.pipeline_parallel_size=2"], "data_parallel_size", "pipeline_parallel_size)"),
         (["engine.enable_expert_parallel=false", "engine.expert_skew=1"], "expert_skew", "enable_expert_parallel"),
         (["engine.num_redundant_experts=4"], "num_redundant_experts", "enable_eplb"),
         (["engine.data_parallel_size=0"], "engine.data_parallel_size", "at least 1"),
         (["engine.all2all_backend=deepep"], "engine.all2all_backend", "deepep_low_latency"),
         (["hardware=H100-SXM/3g.40gb"], "tensor_parallel_size", "cluster.replicas"),
         (["hardware=H100-SXM/3g.50gb"], "hardware.gpu", "3g.40gb"),
-        (["hardware.power_cap_w=500"], "data_parallel_size", "power_cap_w"),
+        (["hardware.power_cap_w=500"], "data_parallel_size", "power caps"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_remedy(path: Path, settings: list[str], where: str, words: str) -> None:
@@ -143,8 +143,8 @@ def test_two_models_on_one_gpu_are_paid_for_once_and_wait_for_each_other(shared:
         (["engine.gpu_memory_utilization=0.6"], "such as 0.46"),
         (["cluster.groups.1.shares=larger"], "Name one of: small"),
         (["cluster.groups.1.hardware=H200-SXM"], "same hardware"),
-        (["cluster.groups.1.engine.pipeline_parallel_size=2"], "same hardware"),
-        (["cluster.groups.1.engine.data_parallel_size=2"], "cluster.replicas: 2"),
+        (["cluster.groups.1.engine.tensor_parallel_size=2"], "same hardware"),
+        (["cluster.groups.1.engine.data_parallel_size=2"], "data-parallel ranks are not"),
     ],
 )
 def test_what_cannot_share_gpus_is_told_why(shared: Path, settings: list[str], words: str) -> None:
@@ -190,8 +190,8 @@ def test_prompts_on_several_ranks_hand_over_to_replicas_of_one(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["engine.pipeline_parallel_size=2"], "Set both to 1"),
-        (["engine.kv_tiers=[{name: dram, capacity_bytes: 10GB}]"], "context-parallel ranks"),
+        (["engine.pipeline_parallel_size=2"], "and pipeline stages are not"),
+        (["engine.kv_tiers=[{name: dram, capacity_bytes: 10GB}]"], "prefill context ranks"),
         (["engine.decode_context_parallel_size=2"], "1 copies of a KV head"),
         (["engine.context_parallel_layout=zigzag"], "striped, contiguous"),
     ],

@@ -223,7 +223,7 @@ def test_an_instance_is_freed_for_prompts_when_moving_its_kv_is_cheap() -> None:
         (["engine.max_num_batched_tokens=8192"], "computes prompts whole"),
         (["engine.enable_prefix_caching=true"], "enable_prefix_caching is not modelled"),
         (["engine.options.tipping_tokens=0"], "tipping_tokens"),
-        (["hardware.power_cap_w=300"], "power_cap_w"),
+        (["hardware.power_cap_w=300"], "power caps"),
         (["engine.watermark=0.1"], "watermark"),
     ],
 )

@@ -71,9 +71,7 @@ def test_one_chunk_is_a_plain_prompt() -> None:
     assert one == pytest.approx(plain, rel=1e-3)
 
 
-def test_what_would_ignore_it_is_refused() -> None:
-    with pytest.raises(ScenarioError, match="plain engines only"):
-        run(rag([[5]]), pipeline_parallel_size=2)
+def test_requests_without_chunks_are_refused() -> None:
     with pytest.raises(ScenarioError, match="name no chunks"):
         run(replace(rag([[5]]), chunks=None))
 

@@ -209,7 +209,6 @@ def test_a_large_batch_may_draft_less() -> None:
     [
         ({"policy": "orca"}, "more than it plans for"),
         ({"policy": "vtc"}, "Use one of aging, edf, sjf, vllm"),
-        ({"pipeline_parallel_size": 2}, "not modelled"),
         ({"max_num_seqs": 17}, "max_num_seqs: 16"),
         ({"speculation": Speculation("ngram", 3, RATES), "async_scheduling": True}, "does not go with"),
     ],
