@@ -12,9 +12,12 @@ from simulator.cost.step import OperatorCost
 from simulator.kv.pool import BlockPool
 from simulator.kv.prefix import PrefixCache
 from simulator.replica.adapting import AdaptedCost
+from simulator.replica.aside import AsideEngine
 from simulator.replica.elastic import ElasticEngine
 from simulator.replica.engine import Engine, Observer
 from simulator.replica.lending import LendingEngine, Loans
+from simulator.replica.moves import AnyEngine
+from simulator.replica.nodes import NodesEngine
 from simulator.replica.pipeline import PipelineEngine
 from simulator.replica.recorder import Recorder
 from simulator.replica.shared import Processor, SharedEngine
@@ -42,12 +45,15 @@ def build_engine(
     processor: Processor | None,
     loans: Loans | None = None,
     seed: int = 0,
-) -> Engine | PipelineEngine:
+) -> AnyEngine:
     """The engine of a replica: on its own GPUs, on shared ones (``processor``), of data-parallel ranks, of a pipeline,
-    with KV memory that it shares (``loans``).
+    of unlike nodes, with KV memory that it shares (``loans``).
 
     step_mode, sequential, observer: see ``Engine``. seed: of what is drawn per request.
     """
+    if group.nodes is not None:
+        state = make_state(group, trace, grows=True)
+        return NodesEngine(state, group.cost, recorder, plan=group.nodes, on_finish=on_finish, observer=observer)
     if group.lora is not None and trace.adapter is not None:
         return _adapting_engine(group, trace, recorder, group.lora, step_mode, on_finish, observer)
     if group.args.speculation is not None:
@@ -82,7 +88,8 @@ def build_engine(
         )
     if args.pipeline_parallel_size > 1:
         return PipelineEngine(*one, stages=args.pipeline_parallel_size, on_finish=on_finish, observer=observer)
-    return Engine(*one, step_mode=step_mode, sequential=sequential, on_finish=on_finish, observer=observer)
+    plain = AsideEngine if group.tiers is not None and group.tiers.asides else Engine
+    return plain(*one, step_mode=step_mode, sequential=sequential, on_finish=on_finish, observer=observer)
 
 
 def _speculating_engine(  # noqa: PLR0917 - of ``build_engine``

@@ -14,6 +14,7 @@ from simulator.cost.interface import StepCost
 from simulator.cost.power import PowerModel
 from simulator.hardware.topology import Topology
 from simulator.kv.tiers import TierSet
+from simulator.replica.nodes import NodesPlan
 from simulator.scheduling import POLICIES, EngineArgs, resolve
 from simulator.scheduling.adapters import LoraPlan
 from simulator.scheduling.holding import Holding
@@ -41,6 +42,7 @@ class Group:
     lends: replicas take KV blocks from each other.
     parallel_chunks: chunks of a prompt do not attend to each other.
     lora: adapters that requests may ask for; None: they cost nothing.
+    nodes: that hold some layers each; None: every GPU of a replica is alike.
     """
 
     args: EngineArgs
@@ -63,6 +65,7 @@ class Group:
     lends: bool = False
     parallel_chunks: bool = False
     lora: LoraPlan | None = None
+    nodes: NodesPlan | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "args", resolve(self.args))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from simulator.cluster.cache_events import CacheEvents, RankCacheEvents
-from simulator.replica.engine import Engine
-from simulator.replica.pipeline import PipelineEngine
+from simulator.replica.moves import AnyEngine
 from simulator.replica.wave import WaveEngine
 from simulator.routing.prefix_index import PrefixIndex
 
 
-def cache_events(engine: Engine | PipelineEngine, replica: int, index: PrefixIndex | None) -> CacheEvents:
+def cache_events(engine: AnyEngine, replica: int, index: PrefixIndex | None) -> CacheEvents:
     """What an engine's prefix caches report."""
     if isinstance(engine, WaveEngine):
         return RankCacheEvents([rank.pool for rank in engine.ranks], replica, index)

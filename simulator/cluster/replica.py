@@ -9,8 +9,7 @@ from simpy.events import Event
 
 from simulator.cluster.clock import PLAN, Clock
 from simulator.cluster.plan import Group
-from simulator.replica.engine import Engine
-from simulator.replica.pipeline import PipelineEngine
+from simulator.replica.moves import AnyEngine
 from simulator.replica.steps import Action
 from simulator.scheduling.request import Request
 
@@ -32,7 +31,7 @@ class Replica:
         index: int,
         group: Group,
         clock: Clock,
-        engine: Engine | PipelineEngine,
+        engine: AnyEngine,
         hosts: array[int],
         *,
         watched: bool,

@@ -162,8 +162,10 @@ class Simulation:
             attempts={} if self.lifecycle is None else dict(self.lifecycle.attempts),
             tiers=self._tiers.records(),
             tier_load_s=self._tiers.load_s,
+            tier_aside_s=self._tiers.aside_s,
             rejections={} if self.dispatcher is None else dict(self.dispatcher.rejected),
             step_tokens=self.columns.step_tokens([r.group.args.speculation is not None for r in self.replicas]),
+            token_ends={r.replica: np.frombuffer(r.token_ends) for r in recorders if len(r.token_ends)},
             tokens_recomputed=sum(lane.tokens_recomputed for engine in engines for lane in engine.state.lanes),
             **self._moved(stop, joined_steps),
         )
@@ -309,7 +311,7 @@ class Simulation:
             loans=self._loans.get(slot),
             seed=self._options.get("seed", 0),
         )
-        self._tiers.connect(index, group, engine.state)
+        self._tiers.connect(index, group, engine)
         if eager is not None and isinstance(engine, Engine):
             engine.eager = eager or observer is not None
         seen = on_finish is not None if watched is None else watched

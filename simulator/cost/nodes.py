@@ -119,7 +119,7 @@ def max_flow(
 
     activation_bytes: that a token sends from one node to the next. Raises nothing: without a way it is 0.
     """
-    from scipy.sparse import csr_matrix
+    from scipy.sparse import csr_array
     from scipy.sparse.csgraph import maximum_flow
 
     n = len(nodes)
@@ -144,7 +144,7 @@ def max_flow(
             capacity[edge], ways[edge] = room, (i, j)
     rows, columns = zip(*capacity, strict=True)
     shape = (3 * n + 2, 3 * n + 2)
-    graph = csr_matrix((np.array(list(capacity.values()), dtype=np.int32), (rows, columns)), shape=shape)
+    graph = csr_array((np.array(list(capacity.values()), dtype=np.int32), (rows, columns)), shape=shape)
     found = maximum_flow(graph, source, sink)
     carried = found.flow.tocoo()
     edges = {

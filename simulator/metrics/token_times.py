@@ -24,7 +24,8 @@ ROUNDING_S = 1e-9  # a token seen as the end of one range and the start of the n
 class TokenClock:
     """End times of every token step of every replica, replicas one after the other.
 
-    ``ends[offsets[r] + k]`` is when token step ``k`` of replica ``r`` ended, s.
+    ``ends[offsets[r] + k]`` is when token step ``k`` of replica ``r`` ended, s. Where requests advance on their own,
+    each has token steps of its own, and time goes back between those of two requests.
     """
 
     ends: Floats  # (token steps,)
@@ -53,16 +54,21 @@ def span_seconds(steps: StepRecords) -> Floats:
 
 def token_clock(records: SimulationRecords) -> TokenClock:
     """Expand spans with decodes to one end time per token step."""
-    steps = records.steps
+    steps, replicas = records.steps, num_replicas(records)
     rows = np.flatnonzero((steps.num_decodes > 0) & (steps.num_steps > 0))
-    replicas = num_replicas(records)
+    if records.token_ends:
+        rows = rows[~np.isin(steps.replica[rows], list(records.token_ends))]
     per_replica = np.zeros(replicas, dtype=np.int64)
     np.maximum.at(per_replica, steps.replica[rows], (steps.first_token_step + steps.num_steps)[rows])
+    for replica, own in records.token_ends.items():
+        per_replica[replica] = len(own)
     offsets = np.concatenate([[0], np.cumsum(per_replica)])
     ends = np.full(int(offsets[-1]), np.nan)
     for replica, mine in enumerate(grouped(steps.replica[rows], replicas)):  # one at a time bounds the temporaries
         where, when = _expand(steps, rows[mine])
         ends[offsets[replica] + where] = when
+    for replica, own in records.token_ends.items():
+        ends[offsets[replica] : offsets[replica + 1]] = own
     return TokenClock(ends, offsets)
 
 

@@ -6,10 +6,13 @@ from math import inf
 
 from simulator.kv.prefix import BlockTable
 from simulator.replica.engine import Engine
+from simulator.replica.nodes import NodesEngine
 from simulator.replica.pipeline import PipelineEngine
 from simulator.replica.steps import record_moves, release_ended
 from simulator.scheduling.request import Request
 from simulator.scheduling.step import Step
+
+AnyEngine = Engine | PipelineEngine | NodesEngine  # where something moves, the last is refused (``check_ranks``)
 
 
 def elsewhere(request: Request, *, computed: int = 0) -> Request:
@@ -26,7 +29,7 @@ def elsewhere(request: Request, *, computed: int = 0) -> Request:
     return other
 
 
-def take_out(engine: Engine | PipelineEngine, request: Request) -> tuple[int, float]:
+def take_out(engine: AnyEngine, request: Request) -> tuple[int, float]:
     """A decoding request leaves with the KV it has; its blocks are free. Returns how many tokens of KV that is, and
     when its last token comes (it may be in flight), s.
 
@@ -47,7 +50,7 @@ def take_out(engine: Engine | PipelineEngine, request: Request) -> tuple[int, fl
     return computed, last_token
 
 
-def evacuate(engine: Engine | PipelineEngine) -> list[Request]:
+def evacuate(engine: AnyEngine) -> list[Request]:
     """The engine fails after the step in flight: everybody goes, in order of admission and then of the queue, and must
     compute all tokens again. Returns the requests for other engines. Those whose last step is in flight end there.
     """
@@ -60,12 +63,14 @@ def evacuate(engine: Engine | PipelineEngine) -> list[Request]:
         request = state.swapped.popleft()
         request.target = request.computed + 1
         gone.append(request)
+    if state.asides is not None:
+        gone.extend(state.asides.recall())
     while state.waiting:
         gone.append(state.waiting.popleft())
     return [elsewhere(request) for request in gone]
 
 
-def land(engine: Engine | PipelineEngine, request: Request, last_token_time: float) -> bool:
+def land(engine: AnyEngine, request: Request, last_token_time: float) -> bool:
     """A request whose ``computed`` tokens have arrived, in blocks taken before, decodes from the next step on.
 
     last_token_time: of the token it decodes from, s. False when all ``max_num_seqs`` are taken: try again.
@@ -81,7 +86,7 @@ def land(engine: Engine | PipelineEngine, request: Request, last_token_time: flo
     return True
 
 
-def restore(engine: Engine | PipelineEngine, request: Request, blocks: int) -> bool:
+def restore(engine: AnyEngine, request: Request, blocks: int) -> bool:
     """A request whose first ``computed`` tokens have come from a copy computes the rest of what is known here: its
     prompt and the tokens it has made. Takes the ``blocks`` they need. False when all ``max_num_seqs`` are taken.
     """
@@ -93,7 +98,7 @@ def restore(engine: Engine | PipelineEngine, request: Request, blocks: int) -> b
     return True
 
 
-def resume(engine: Engine | PipelineEngine, request: Request) -> bool:
+def resume(engine: AnyEngine, request: Request) -> bool:
     """The same for a request that computes the last token of its prompt here, in the next step."""
     state = engine.state
     if len(state.running) >= state.args.max_num_seqs:

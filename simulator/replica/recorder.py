@@ -137,6 +137,7 @@ class Recorder:
         "span_buffer",
         "spans",
         "status",
+        "token_ends",
     )
 
     def __init__(self, columns: Columns, replica: int = 0) -> None:
@@ -156,6 +157,7 @@ class Recorder:
         self.spans: list[array[float]] = []
         self.mixed: list[array[float]] = []
         self.lanes = array("b")  # of each row of MIXED, for engines with several batches in flight
+        self.token_ends = array("d")  # s, where each request makes tokens at times of its own, one after the other
 
     def flush(self) -> None:
         """Move buffered rows to the arrays."""

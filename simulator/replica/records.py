@@ -113,6 +113,7 @@ class TierRecord:
     bytes_read: float
     bytes_written: float
     busy_s: float  # reading
+    bytes_prefetched: float = 0.0  # of those read, for a faster tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +163,11 @@ class SimulationRecords:
     link_bytes: Mapping[str, float] = field(default_factory=dict)  # bytes carried by each link
     tiers: tuple[TierRecord, ...] = ()
     tier_load_s: float = 0.0  # what loading from tiers added to steps, over all replicas
+    tier_aside_s: float = 0.0  # how long requests waited aside for it, all together
     events: tuple[ClusterEvent, ...] = ()
     clocks: tuple[ClockChange, ...] | None = None  # by time; None: nobody changes clocks while the simulation runs
     attempts: Mapping[int, int] = field(default_factory=dict)  # rows that faults lost -> how often
     rejections: Mapping[str, int] = field(default_factory=dict)  # reason -> requests turned away by the cluster's rules
+    # Replica -> end of each of its token steps, s, where requests advance on their own and rows tell of no token steps.
+    token_ends: Mapping[int, Floats] = field(default_factory=dict)
     prefill_replica: Ints | None = None  # (requests,) where the prompt was computed; None: on ``replica``

@@ -54,6 +54,7 @@ def build_cluster(scenario: Scenario, setups: Sequence[Setup]) -> ClusterPlan:
             tiers=setup.tiers,
             shares=spec.shares,
             lora=setup.lora,
+            nodes=setup.nodes,
             holding=setup.holding,
             lends=spec.lends,
             parallel_chunks=(spec.engine or scenario.engine).parallel_chunks,

@@ -14,6 +14,7 @@ from simulator.scenario.finetuning import FinetuningSpec
 from simulator.scenario.kv import KvCompressionSpec
 from simulator.scenario.lora import LoraSpec
 from simulator.scenario.offload import OffloadSpec
+from simulator.scenario.placement import PlacementSpec
 from simulator.scenario.spec import (
     Bool,
     Fraction,
@@ -195,6 +196,8 @@ class EngineSpec:
     that sends less)."""
     pipeline_parallel_size: Annotated[int, Field(strict=True, ge=1, le=15)] = 1
     """GPUs that share the layers in sequence; as many batches are in flight."""
+    placement: PlacementSpec | None = None
+    """Layers on nodes of unlike GPUs, with requests on routes of their own through them; null: all GPUs are alike."""
     data_parallel_size: Annotated[int, Field(strict=True, ge=1, le=127)] = 1
     """Attention and dense layers are repeated so often, each rank with a scheduler and KV cache of its own; the experts
     are shared and all ranks step together. For mixture-of-experts models; others use `cluster.replicas`."""

@@ -62,7 +62,7 @@ def run(
             progress=progress,
         ).run()
     simulated = time.perf_counter(), time.process_time()
-    energy = energy_plan(scenario, groups)
+    energy = None if any(group.nodes for group in groups) else energy_plan(scenario, groups)  # of unlike GPUs: unknown
     analysis = analyse(records, setup.slo)
     with at("run"):
         window = summary_window(records, measured_window(scenario, records))

@@ -20,13 +20,15 @@ from simulator.cost.power import ClockedCost, PowerModel, PowerProfile, PowerSet
 from simulator.cost.speculative import Drafter, SpeculativeCost
 from simulator.cost.step import OperatorCost
 from simulator.hardware.gpu import Gpu, gpu
-from simulator.kv.tiers import TierPlan, TierSet
+from simulator.kv.tier import TierPlan
+from simulator.kv.tiers import TierSet
 from simulator.metrics.slo import Slo, slo_preset
 from simulator.model.architecture import Model
 from simulator.model.catalogue import model
 from simulator.model.compress import compressed
 from simulator.model.config import load_config
 from simulator.model.kv_compression import KvCompression
+from simulator.replica.nodes import NodesPlan
 from simulator.scenario.adapters import build_lora
 from simulator.scenario.cluster import GroupSpec
 from simulator.scenario.config import Scenario, SloSpec
@@ -35,6 +37,8 @@ from simulator.scenario.engine import EngineSpec, ModelSpec
 from simulator.scenario.hosted import build_offload
 from simulator.scenario.kv import holding, without_prefixes
 from simulator.scenario.load import at
+from simulator.scenario.nodes import build_nodes
+from simulator.scenario.placement import PlacementSpec
 from simulator.scenario.together import Design, check_together
 from simulator.scheduling import POLICIES, EngineArgs, resolve
 from simulator.scheduling.adapters import LoraPlan
@@ -60,6 +64,7 @@ class Setup:
     drafter: Drafter | None = None  # who drafts; None: nobody
     lora: LoraPlan | None = None  # adapters; None: they cost nothing
     job: Finetuning | None = None  # beside the requests
+    nodes: NodesPlan | None = None  # that hold some layers each; None: all GPUs are alike
     holding: Holding | None = None  # KV blocks of a request where they are other than one per block_size tokens
     name: str = "replicas"  # of the group
     replicas: int = 1
@@ -89,6 +94,8 @@ def build(scenario: Scenario, group: GroupSpec | None = None) -> Setup:
     check_together(Design(scenario, group, args, served))
     with at("hardware.calibration"):
         calibration = choose(scenario.hardware.calibration, card)
+    if engine.placement is not None:
+        return _on_nodes(scenario, engine.placement, args, served, card, calibration)
     with at("model"):
         offload = build_offload(scenario, served, card)
         memory = plan_memory(scenario, args, served, card, offload, group.replicas if group.lends else 1)
@@ -125,6 +132,30 @@ def build(scenario: Scenario, group: GroupSpec | None = None) -> Setup:
         lora=lora,
         job=None if engine.finetuning is None else engine.finetuning.build_job(),
         holding=holding(smaller_kv(spec), args, cost.placed),
+    )
+
+
+def _on_nodes(  # noqa: PLR0917 - of ``build``
+    scenario: Scenario, placement: PlacementSpec, args: EngineArgs, served: Model, card: Gpu,
+    calibration: Calibration | None,
+) -> Setup:  # fmt: skip
+    """An engine of nodes; ``gpu``, ``cost`` and ``power`` are those of the scenario's hardware."""
+    args = replace(args, enable_prefix_caching=False)
+    built = build_nodes(scenario, placement, args, served)
+    kinds = dict.fromkeys(node.gpu for node in built.plan.nodes)
+    return Setup(
+        model=served,
+        gpu=replace(card, name=" + ".join(kinds)),
+        num_gpus=built.num_gpus,
+        memory=built.tightest,
+        num_gpu_blocks=built.kv_blocks,
+        args=replace(args, max_model_len=built.tightest.max_model_len),
+        cost=build_cost(scenario, args, served, card, calibration, None),
+        calibration=calibration,
+        slo=build_slo(scenario.slo),
+        usd_per_hour=built.usd_per_hour,
+        power=build_power(scenario, args, card),
+        nodes=built.plan,
     )
 
 
@@ -245,6 +276,8 @@ def profile_of(setup: Setup) -> PowerProfile:
 
 def work_per_s(setup: Setup) -> float:
     """Typical mixed batches per second, of all ranks: 32 decodes over 1,000 tokens each and 512 prompt tokens."""
+    if setup.nodes is not None:
+        return setup.nodes.flow_tokens_per_s / (32 + 512)
     windowed = 32 * min(1000, setup.cost.sliding_window or 1000)
     return setup.args.data_parallel_size / setup.cost.mixed(32, 32_000, windowed, [(512, 0)], 33)
 

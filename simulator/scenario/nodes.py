@@ -1,0 +1,228 @@
+"""Nodes of ``engine.placement``, built: memory and prices of each, the flow through them, the way routes are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields
+from functools import partial
+from math import inf
+
+from simulator.core.errors import HardwareError, ScenarioError
+from simulator.cost.calibrated import cost_model
+from simulator.cost.calibration import choose
+from simulator.cost.defaults import NEWEST, engine_overhead
+from simulator.cost.memory import MemoryPlan, memory_plan
+from simulator.cost.nodes import COORDINATOR, Load, Node, Wires, hops, max_flow, tokens_per_s
+from simulator.cost.placement import Deployment
+from simulator.hardware.gpu import Gpu, gpu
+from simulator.model.architecture import LinearAttention, Model
+from simulator.replica.nodes import NodesPlan
+from simulator.replica.routes import FlowRoutes, QueueRoutes, Routes, SwarmRoutes
+from simulator.scenario.config import Scenario
+from simulator.scenario.engine import EngineSpec
+from simulator.scenario.load import at
+from simulator.scenario.placement import NodeSpec, PlacementSpec
+from simulator.scheduling.args import EngineArgs
+
+# Engine arguments that mean something to nodes; the others are refused.
+USED = {
+    "placement",
+    "policy",
+    "enforce_eager",
+    "max_cudagraph_capture_size",
+    "overhead",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_model_len",
+    "block_size",
+    "gpu_memory_utilization",
+    "enable_prefix_caching",
+    "async_scheduling",
+}
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Nodes, built. tightest: memory of the node that holds the KV of fewest tokens; ``num_gpus`` is that of all."""
+
+    plan: NodesPlan
+    tightest: MemoryPlan
+    num_gpus: int
+    usd_per_hour: float | None
+    kv_blocks: int  # of all nodes together, as if each held all layers
+
+
+def build_nodes(scenario: Scenario, placement: PlacementSpec, args: EngineArgs, served: Model) -> Placed:
+    """Raises UserErrors whose ``where`` names the field."""
+    with at("engine"):
+        _check_engine(scenario.engine)
+    _check_scenario(scenario, served)
+    built: list[Node] = []
+    memories: list[MemoryPlan] = []
+    prices: list[float | None] = []
+    for index, node in enumerate(placement.nodes):
+        with at(f"engine.placement.nodes.{index}"):
+            one, memory = _node(scenario, placement, node, args, served)
+            card = _card(scenario, node)
+        built += [one] * node.count
+        memories += [memory] * node.count
+        given = scenario.hardware.price_per_gpu_hour
+        each = given if given is not None else card.price_per_hour
+        prices += [None if each is None else each * node.tensor_parallel_size] * node.count
+    with at("engine.placement"):
+        plan = _plan(placement, built, served)
+        if all(node.gpu is not None for node in placement.nodes):
+            raise ScenarioError(
+                f"no node has the scenario's hardware, {scenario.hardware.gpu}.",
+                where="nodes",
+                remedy="Leave 'gpu' out for nodes of one kind, and name that kind under 'hardware'.",
+            )
+    slots = sum(one.kv_slots for one in built)
+    known = [price for price in prices if price is not None]
+    return Placed(
+        plan,
+        min(memories, key=lambda memory: memory.kv_tokens),
+        sum(one.num_gpus for one in built),
+        sum(known) if len(known) == len(prices) else None,
+        slots // (served.num_layers * args.block_size) + 1,
+    )
+
+
+def _card(scenario: Scenario, node: NodeSpec) -> Gpu:
+    found = gpu(node.gpu or scenario.hardware.gpu)
+    return found if scenario.cluster.network is None else scenario.cluster.network.card(found)
+
+
+def _node(
+    scenario: Scenario, placement: PlacementSpec, node: NodeSpec, args: EngineArgs, served: Model
+) -> tuple[Node, MemoryPlan]:
+    model, engine, speed = scenario.model, scenario.engine, scenario.hardware.kernel_speed
+    card = _card(scenario, node)
+    memory = memory_plan(
+        served,
+        card,
+        tp=node.tensor_parallel_size,
+        dtype=model.dtype,
+        quantization=model.quantization,
+        kv_cache_dtype=model.kv_cache_dtype,
+        gpu_memory_utilization=args.gpu_memory_utilization,
+        max_num_batched_tokens=args.max_num_batched_tokens,
+        max_num_seqs=args.max_num_seqs,
+        block_size=args.block_size,
+        max_model_len=args.max_model_len,
+        async_scheduling=bool(args.async_scheduling),
+        enforce_eager=engine.enforce_eager,
+        layers=node.layers,
+    )
+    overhead = engine_overhead(
+        card,
+        max_num_seqs=args.max_num_seqs,
+        max_num_batched_tokens=args.max_num_batched_tokens,
+        async_scheduling=bool(args.async_scheduling),
+        enforce_eager=engine.enforce_eager,
+        preset=engine.overhead or NEWEST,
+        max_cudagraph_capture_size=engine.max_cudagraph_capture_size,
+    )
+    deployment = Deployment(
+        node.tensor_parallel_size,
+        dtype=model.dtype,
+        quantization=model.quantization,
+        kv_cache_dtype=model.kv_cache_dtype,
+        layers=node.layers,
+    )
+    calibration = choose(scenario.hardware.calibration, card)
+    cost = cost_model(served, card, calibration, deployment, overhead, None if speed is None else speed.build())
+    first, end = node.layers
+    slots = (memory.num_gpu_blocks - 1) * args.block_size * (end - first)
+    bandwidth = placement.bandwidth or card.network.bandwidth * node.tensor_parallel_size
+    return Node(card.name, node.tensor_parallel_size, first, end, node.region, slots, cost, bandwidth), memory
+
+
+def _plan(placement: PlacementSpec, nodes: Sequence[Node], served: Model) -> NodesPlan:
+    """Raises ScenarioError where there is no way through the layers, or a node that no way goes through."""
+    ways = hops(nodes, served.num_layers)
+    if not ways[COORDINATOR]:
+        raise ScenarioError(
+            f"the nodes hold no way through the {served.num_layers} layers of {served.name}.",
+            where="nodes",
+            remedy="Every layer after the first must follow the end of a node, on one that holds it.",
+        )
+    reached = {j for after in ways.values() for j in after}
+    for index, node in enumerate(nodes):
+        if index not in reached or not ways[index]:
+            raise ScenarioError(
+                f"no way goes through the node with layers {node.first} to {node.end - 1}.",
+                where="nodes",
+                remedy="Leave it out, or let other nodes end before and begin after its layers.",
+            )
+    load = Load(placement.typical_prompt_tokens, placement.expected_output_tokens, placement.typical_decodes)
+    wires = Wires(
+        placement.latency_s,
+        inf if placement.region_bandwidth is None else placement.region_bandwidth,
+        placement.region_latency_s or 0.0,
+        placement.region,
+    )
+    rates = [tokens_per_s(node.cost, load) for node in nodes]
+    activation = float(served.hidden_size * nodes[0].cost.placed.dtype_bytes)
+    flow = max_flow(nodes, rates, wires, activation, served.num_layers)
+    routes: Callable[[], Routes]
+    if placement.routing == "flow":
+        routes = partial(FlowRoutes, nodes, ways, served.num_layers, flow.edges)
+    elif placement.routing == "swarm":
+        routes = partial(SwarmRoutes, nodes, ways, served.num_layers)
+    else:
+        routes = partial(QueueRoutes, nodes, ways, served.num_layers, rates)
+    return NodesPlan(
+        tuple(nodes),
+        served.num_layers,
+        wires,
+        routes,
+        activation,
+        placement.kv_high_water,
+        placement.expected_output_tokens,
+        flow.tokens_per_s,
+    )
+
+
+def _check_engine(engine: EngineSpec) -> None:
+    """Raises ScenarioError where an argument would be ignored."""
+    for known in fields(engine):
+        default = known.default_factory() if known.default_factory is not MISSING else known.default
+        value = getattr(engine, known.name)
+        if known.name not in USED and value != default:
+            raise ScenarioError(
+                f"nodes of a placement do without {known.name}.",
+                where=known.name,
+                remedy="Leave it out, or 'placement'.",
+            )
+    if engine.policy != "vllm":
+        raise ScenarioError(
+            f"nodes batch what waits there, in order: engine policy {engine.policy!r} has no say.",
+            where="policy",
+            remedy="Leave it out.",
+        )
+    if engine.enable_prefix_caching:
+        raise ScenarioError(
+            "prefixes are not kept on nodes: the next request may take another route.",
+            where="enable_prefix_caching",
+            remedy="Set it to false, or leave it out.",
+        )
+
+
+def _check_scenario(scenario: Scenario, served: Model) -> None:
+    hardware = scenario.hardware
+    for name, given in (
+        ("hardware.power_cap_w", hardware.power_cap_w is not None),
+        ("hardware.clock", hardware.clock != 1.0),
+        ("hardware.host", hardware.host is not None),
+        ("model.kv_compression", scenario.model.kv_compression is not None),
+        ("energy.carbon", scenario.energy.carbon is not None),
+    ):
+        if given:
+            raise ScenarioError(f"{name} is not modelled for nodes of a placement.", where=name, remedy="Leave it out.")
+    if any(x.attention.sliding_window or isinstance(x.attention, LinearAttention) for x in served.layers):
+        raise HardwareError(
+            f"{served.name} has layers with a window or a recurrent state, whose KV is not counted on nodes.",
+            where="model",
+            remedy="Use pipeline_parallel_size, or a model whose layers keep all KV.",
+        )
