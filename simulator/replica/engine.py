@@ -222,10 +222,10 @@ class Engine:
             self._cut(time)
             self._pending -= 1
             self._apply()
-        if self._row is not None:
-            self._close_row()
         state = self.state
         release_ended(state, self.recorder, time, self.on_finish)
+        if self._row is not None:  # what has ended is gone, whether a step was planned since or not
+            self._close_row()
         record_unfinished(state, self.recorder)
 
     # -- planning ----------------------------------------------------------------------------------------------

@@ -194,9 +194,9 @@ class WaveEngine(Engine):
             self._cut(time)
             self._pending -= 1
             self._apply()
+        self._release(time)
         if self._row is not None:
             self._close_row()
-        self._release(time)
         for rank in self.ranks:
             record_unfinished(rank, self.recorder)
 
