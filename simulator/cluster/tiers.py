@@ -12,9 +12,12 @@ from simulator.core.errors import ScenarioError
 from simulator.kv.chunks import ChunkStack, ChunkTable
 from simulator.kv.eviction import EVICTIONS
 from simulator.kv.prefix import PrefixCache
-from simulator.kv.tiers import Place, Tier, TierPlan, TierSet, TierStack
+from simulator.kv.tier import Place, Tier, TierPlan
+from simulator.kv.tiers import TierSet, TierStack
+from simulator.replica.aside import AsideEngine
+from simulator.replica.moves import AnyEngine
 from simulator.replica.records import TierRecord
-from simulator.scheduling import EngineState
+from simulator.scheduling.asides import Asides
 from traces.prefix import positions, row_cumsum
 from traces.trace import Chunks, Ints, PrefixBlocks, Trace
 
@@ -34,8 +37,9 @@ class Tiers:
         self._own: list[tuple[int, Tier]] = []
         self._stacks: list[TierStack] = []
 
-    def connect(self, replica: int, group: Group, state: EngineState) -> None:
+    def connect(self, replica: int, group: Group, engine: AnyEngine) -> None:
         """Put the group's tiers behind a replica's prefix cache."""
+        state = engine.state
         plan, pool = group.tiers, state.pool
         if plan is None or not isinstance(pool, PrefixCache):
             return
@@ -43,12 +47,13 @@ class Tiers:
         tiers = []
         for tier in plan.tiers:
             if not tier.shared:
-                built = Tier(tier, block_bytes, self._places_for(tier, plan))
+                built = Tier(tier, block_bytes, self._places_for(tier, plan), window=plan.prefetch)
                 self._own.append((replica, built))
             elif tier.name in self._shared:
                 built = self._shared[tier.name]
             else:
-                built = self._shared[tier.name] = Tier(tier, block_bytes, self._places_for(tier, plan))
+                places = self._places_for(tier, plan)
+                built = self._shared[tier.name] = Tier(tier, block_bytes, places, window=plan.prefetch)
             tiers.append(built)
 
         def prefill_s(tokens: int, computed: int) -> float:
@@ -60,6 +65,8 @@ class Tiers:
         else:
             state.tiers = TierStack(plan, tiers, pool, prefill_s)
         self._stacks.append(state.tiers)
+        if isinstance(engine, AsideEngine):
+            engine.connect(Asides(state, loads=plan.load == "async", window=plan.prefetch))
 
     def _places_for(self, tier: TierPlan, plan: TierSet) -> dict[int, Place] | None:
         """Position and predecessor of each prefix block, where the tier's policy weighs them."""
@@ -97,6 +104,7 @@ class Tiers:
                 tier.bytes_read,
                 tier.bytes_written,
                 tier.busy_s,
+                tier.bytes_prefetched,
             )
             for replica, tier in [*self._own, *shared]
         )
@@ -105,6 +113,11 @@ class Tiers:
     def load_s(self) -> float:
         """Seconds that loading added to steps, over all replicas."""
         return sum(stack.load_s for stack in self._stacks)
+
+    @property
+    def aside_s(self) -> float:
+        """Seconds that requests waited aside for what was loaded, over all of them."""
+        return sum(stack.aside_s for stack in self._stacks)
 
 
 def _completing(chunks: Chunks, prefix: PrefixBlocks, stride: int) -> Ints:

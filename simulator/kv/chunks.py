@@ -3,7 +3,8 @@
 What stands before a chunk changes its KV a little: a share of its tokens is computed again in its new place
 (CacheBlend chooses those whose KV deviates most) and the rest is loaded. So ``c`` tokens found cost the reading of all
 of them and the computation of ``recompute_fraction * c``, whose attention sees the whole prompt; layer by layer the
-longer of the two shows. A chunk at the very beginning of a prompt is computed in no part again.
+longer of the two shows. In the first ``recompute_layers`` all ``c`` are computed, to see whose KV deviates. A chunk at
+the very beginning of a prompt is computed in no part again.
 
 Tiers hold chunks in pieces of the trace's blocks, the last of them not full, and may forget one piece and keep another.
 
@@ -18,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.kv.prefix import PrefixCache
-from simulator.kv.tiers import PrefillSeconds, Tier, TierSet, TierStack
+from simulator.kv.tier import Tier
+from simulator.kv.tiers import PrefillSeconds, TierSet, TierStack
 
 Ints = NDArray[np.int64]
 
@@ -61,7 +63,7 @@ def _by_block(complete: Ints, first: Ints, tokens: Ints) -> dict[int, list[tuple
 class ChunkStack(TierStack):
     """Tiers that are asked for a prompt's chunks instead of its prefix."""
 
-    __slots__ = ("_bytes_per_token", "_recompute", "_table")
+    __slots__ = ("_bytes_per_token", "_compute_s", "_recompute", "_recompute_layers", "_table")
 
     def __init__(
         self, plan: TierSet, tiers: Sequence[Tier], cache: PrefixCache, prefill_s: PrefillSeconds, table: ChunkTable
@@ -69,7 +71,9 @@ class ChunkStack(TierStack):
         super().__init__(plan, tiers, cache, prefill_s)
         self._table = table
         self._recompute = plan.recompute_fraction
+        self._recompute_layers = plan.recompute_layers / plan.num_layers if plan.recompute_fraction else 0.0
         self._bytes_per_token = plan.bytes_per_token
+        self._compute_s = prefill_s
 
     def find(self, row: int, ids: Sequence[int], have: int, limit: int, block_size: int) -> int:
         """Engine blocks that need not be computed, thanks to chunks beyond the first ``have`` blocks."""
@@ -89,15 +93,22 @@ class ChunkStack(TierStack):
 
     def load(self, row: int, ids: Sequence[int], have: int, blocks: int) -> None:
         del ids
-        found = list(self._pieces(row, have * self._block_tokens // self._unit))
+        covered = have * self._block_tokens // self._unit
+        found = list(self._pieces(row, covered))
         share = blocks * self._block_tokens / self._unit / sum(kept for _, _, _, kept in found)
-        for piece, index, tokens, kept in found:
+        chosen_among = 0.0  # tokens that are computed in the first layers and not in those after
+        for _, index, tokens, kept in found:
             tier = self.tiers[index]
             tier.hit_tokens += share * kept
-            for other in self.tiers:
-                if other.holds(piece, self.now):
-                    other.touch(piece)
-            self._loads.append((tier, tokens * self._bytes_per_token))
+            self._wanted[tier] = self._wanted.get(tier, 0.0) + tokens * self._bytes_per_token
+            if kept < tokens:
+                chosen_among += kept
+        for tier in self.tiers:
+            tier.touch([piece for piece, _, _, _ in reversed(found)])
+        if chosen_among and self._recompute_layers:
+            tokens = int(chosen_among)
+            seconds = self._compute_s(tokens + 1, covered) - self._compute_s(1, covered + tokens)
+            self._extra_s += seconds * self._recompute_layers
 
     def _pieces(self, row: int, covered: int) -> Iterator[tuple[int, int, int, float]]:
         """(piece, fastest tier that holds it, its tokens past the first ``covered`` of the prompt, how many of them
@@ -118,7 +129,7 @@ class ChunkStack(TierStack):
         size = self._table.piece_tokens
         for block in ids:
             for first, length in self._table.completed.get(block, ()):
-                self._new.extend(range(first, first - (-length // size)))
+                self._new.extend(reversed(range(first, first - (-length // size))))
 
     def _evicted(self, ids: Sequence[int]) -> None:
         """What the prefix cache forgets is in the tiers already."""

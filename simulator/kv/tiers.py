@@ -3,42 +3,24 @@
 A block that the cache computes or forgets is copied down; a prompt whose prefix the cache lacks is looked up here and
 loaded instead of computed. Tiers are inclusive: what goes down goes to every tier, and each forgets by its own policy,
 as LMCache and vLLM's offloading connectors do with several back ends. Blocks are those of the trace: their ids say
-what they hold, so equal prefixes are one copy.
+what they hold, so equal prefixes are one copy. They are looked up in runs, many at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from simulator.kv.eviction import EVICTIONS, Eviction
 from simulator.kv.prefix import PrefixCache
+from simulator.kv.tier import Tier, TierPlan
 
-Write = Literal["evict", "through"]
-Load = Literal["blocking", "layerwise"]
+Load = Literal["blocking", "layerwise", "async"]
 Match = Literal["prefix", "chunks"]
-Place = tuple[int, int]  # position of a block in its prompt, id of the block before it
-NOWHERE: Place = (0, -1)
 PrefillSeconds = Callable[[int, int], float]  # (tokens to compute, tokens computed before) -> s
+Found = tuple[int, int, int]  # tier, first position, end position: blocks of a prompt in the fastest tier that has them
 
-
-@dataclass(frozen=True, slots=True)
-class TierPlan:
-    """One tier.
-
-    capacity_bytes: of KV. bandwidth: bytes/s that one replica (or all that share it) reads, in order of asking.
-    latency_s: before the first byte. write: when blocks come down: as they are computed, or as the cache forgets them.
-    shared: one copy and one bandwidth for all replicas.
-    """
-
-    name: str
-    capacity_bytes: float
-    bandwidth: float
-    latency_s: float = 0.0
-    write: Write = "evict"
-    eviction: str = "lru"
-    shared: bool = False
+PART = 512  # ids looked up at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +28,11 @@ class TierSet:
     """The tiers of an engine, fastest first.
 
     bytes_per_token: KV of all ranks together. num_layers: of the model. load: whether a step waits for all that it
-    loads before it computes, or for each layer. load_if_faster: else everything found is loaded, however slow.
+    loads before it computes, or for each layer, or the request waits aside and joins when all is there.
+    load_if_faster: else everything found is loaded, however slow. prefetch: requests at the head of the queue whose
+    blocks are brought up to the first tier, and spared by those that forget the least recently used.
     match: what is looked up: the prompt's prefix, or its chunks wherever they stand (``simulator.kv.chunks``), of which
-    ``recompute_fraction`` is computed again.
+    ``recompute_fraction`` is computed again, and all of it in the first ``recompute_layers``.
     """
 
     tiers: tuple[TierPlan, ...]
@@ -58,83 +42,36 @@ class TierSet:
     load_if_faster: bool = True
     match: Match = "prefix"
     recompute_fraction: float = 0.15
+    recompute_layers: int = 1
+    prefetch: int = 0
 
     @property
     def shared(self) -> bool:
         return any(tier.shared for tier in self.tiers)
 
-
-class Tier:
-    """What a tier holds, and its reads one after the other."""
-
-    __slots__ = (
-        "_blocks",
-        "_places",
-        "_ready",
-        "busy_s",
-        "busy_until",
-        "bytes_read",
-        "bytes_written",
-        "hit_tokens",
-        "plan",
-    )
-
-    def __init__(self, plan: TierPlan, block_bytes: float, places: Mapping[int, Place] | None = None) -> None:
-        """block_bytes: KV of one block of the trace. places: where blocks stand, for eviction policies that ask."""
-        self.plan = plan
-        self._blocks: Eviction = EVICTIONS.get(plan.eviction)(max(1, int(plan.capacity_bytes // block_bytes)))
-        self._places: Mapping[int, Place] = places or {}
-        self._ready: dict[int, float] = {}  # s, of blocks still being computed
-        self.busy_until = 0.0  # s
-        self.busy_s = 0.0
-        self.hit_tokens = 0.0
-        self.bytes_read = 0.0
-        self.bytes_written = 0.0
-
-    def holds(self, block: int, now: float) -> bool:
-        if block not in self._blocks:
-            return False
-        ready = self._ready.get(block)
-        if ready is None:
-            return True
-        if ready > now:
-            return False
-        del self._ready[block]
-        return True
-
-    def store(self, block: int, num_bytes: float, ready: float | None = None) -> None:
-        """Copy a block down; ready: when it will be there, s (None: it is)."""
-        if not self._blocks.access(block, *self._places.get(block, NOWHERE), 0):
-            self.bytes_written += num_bytes
-            if ready is not None:
-                self._ready[block] = ready
-
-    def touch(self, block: int) -> None:
-        """The block is used."""
-        self._blocks.access(block, *self._places.get(block, NOWHERE), 0)
-
-    def read(self, begin: float, num_bytes: float) -> float:
-        """When ``num_bytes`` asked for at ``begin`` are there, s."""
-        start = max(begin, self.busy_until)
-        seconds = self.plan.latency_s + num_bytes / self.plan.bandwidth
-        self.busy_until = start + seconds
-        self.busy_s += seconds
-        self.bytes_read += num_bytes
-        return self.busy_until
+    @property
+    def asides(self) -> bool:
+        """Whether anything happens beside the steps."""
+        return self.load == "async" or self.prefetch > 0
 
 
 class TierStack:
     """The tiers behind one prefix cache, fastest first."""
 
     __slots__ = (
+        "_after",
         "_block_bytes",
         "_block_tokens",
+        "_cache",
+        "_extra_s",
+        "_found",
         "_load",
-        "_loads",
         "_new",
         "_num_layers",
         "_prefill_s",
         "_unit",
+        "_wanted",
+        "aside_s",
         "load_s",
         "now",
         "tiers",
@@ -149,17 +86,28 @@ class TierStack:
     ) -> None:
         """tiers: those of the plan, built; shared ones are given to several stacks."""
         self.tiers = tiers
-        self.now = 0.0  # s, of the plan being made; kept by the engine
+        self.now = 0.0  # s, of the plan being made
         self.load_s = 0.0  # what loading added to steps
+        self.aside_s = 0.0  # how long requests waited aside, all together
+        self._cache = cache
         self._unit = cache.unit
         self._block_bytes = plan.bytes_per_token * cache.block_size * cache.unit
         self._block_tokens = cache.block_size * cache.unit
         self._num_layers = plan.num_layers
         self._load = plan.load
         self._prefill_s = prefill_s if plan.load_if_faster else None
-        self._loads: list[tuple[Tier, float]] = []  # of the step being planned
-        self._new: list[int] = []  # blocks that this step computes
+        self._found: tuple[tuple[int, int, float], list[Found]] | None = None  # (row, first, time), what ``find`` saw
+        self._wanted: dict[Tier, float] = {}  # bytes that the step being planned reads
+        self._after = 0.0  # s, when the last of what comes up from slower tiers for it is there
+        self._extra_s = 0.0  # what the step computes for the sake of what it loads
+        self._new: list[int] = []  # blocks that this step computes, the last of each prompt first
         cache.publish(self._stored, self._evicted)
+
+    def begin(self, clock: float, now: float) -> None:
+        """A step that begins at ``now`` is planned at ``clock``."""
+        self.now = now
+        for tier in self.tiers:
+            tier.pass_to(clock)
 
     # -- looking up --------------------------------------------------------------------------------------------
 
@@ -168,66 +116,130 @@ class TierStack:
 
         row: of the trace. ids: of its blocks.
         """
-        del row
-        unit, now = self._unit, self.now
-        end = index = have // unit
-        while end < len(ids) and end * unit < limit and any(tier.holds(ids[end], now) for tier in self.tiers):
-            end += 1
-        blocks = min(end * unit, limit) - have
+        unit = self._unit
+        first = have // unit
+        found = list(self._runs(ids, first, min(len(ids), -(-limit // unit)), self.now))
+        if not found:
+            return 0
+        blocks = min(found[-1][2] * unit, limit) - have
         if blocks <= 0:
             return 0
         if self._prefill_s is not None:
-            waiting = self._read_seconds(ids[index:end])
-            if waiting > self._prefill_s(blocks * block_size, have * block_size):
+            wanted = [0.0] * len(self.tiers)
+            for tier, lo, hi in found:
+                wanted[tier] += (hi - lo) * self._block_bytes
+            coming = max(self.tiers[tier].there_at(ids[lo:hi]) for tier, lo, hi in found) - self.now
+            if max(self._seconds(wanted), coming) > self._prefill_s(blocks * block_size, have * block_size):
                 return 0
+        self._found = (row, first, self.now), found
         return blocks
 
-    def _read_seconds(self, ids: Sequence[int]) -> float:
-        """How long it would take from now on to read these blocks, each from the fastest tier that holds it."""
-        wanted = [0.0] * len(self.tiers)
-        for block in ids:
-            wanted[next(i for i, tier in enumerate(self.tiers) if tier.holds(block, self.now))] += self._block_bytes
-        return self._seconds(wanted)
+    def _runs(self, ids: Sequence[int], first: int, end: int, now: float) -> Iterator[Found]:
+        """Runs of ids from ``first`` on, one after the other, up to the first one that no tier has."""
+        tiers = self.tiers
+        for lo in range(first, end, PART):
+            part = ids[lo : min(lo + PART, end)]
+            held = [tier.held(part, now) for tier in tiers]
+            at, size = 0, len(part)
+            while at < size:
+                which = next((i for i, mask in enumerate(held) if mask[at]), None)
+                if which is None:
+                    return
+                stop = _next(held[which], 0, at)
+                for faster in held[:which]:
+                    stop = min(stop, _next(faster, 1, at))
+                yield which, lo + at, lo + stop
+                at = stop
 
     def _seconds(self, wanted: Sequence[float]) -> float:
         """From now on until so many bytes of each tier are read, queues included."""
-        return max(
-            max(tier.busy_until - self.now, 0.0) + tier.plan.latency_s + num_bytes / tier.plan.bandwidth
-            for tier, num_bytes in zip(self.tiers, wanted, strict=True)
-            if num_bytes
-        )
+        pairs = zip(self.tiers, wanted, strict=True)
+        return max(tier.seconds(self.now, num_bytes) for tier, num_bytes in pairs if num_bytes)
+
+    def held_after(self, ids: Sequence[int], have: int, now: float) -> list[Found]:
+        """Where a prompt goes on whose first ``have`` ids are in GPU memory, in tiers that are not shared."""
+        own = [not tier.plan.shared for tier in self.tiers]
+        return [run for run in self._runs(ids, have, len(ids), now) if own[run[0]]]
 
     def load(self, row: int, ids: Sequence[int], have: int, blocks: int) -> None:
         """The step being planned loads ``blocks`` engine blocks from ``have`` on."""
-        del row
+        wanted, self._after = self._take(row, ids, have, blocks, self._after)
+        for tier, num_bytes in wanted.items():
+            self._wanted[tier] = self._wanted.get(tier, 0.0) + num_bytes
+
+    def load_aside(self, row: int, ids: Sequence[int], have: int, blocks: int) -> float:
+        """The same beside the steps, from now on; returns when all is there, s."""
+        wanted, after = self._take(row, ids, have, blocks, 0.0)
+        ready = max([after, self.now, *(tier.read(self.now, num_bytes) for tier, num_bytes in wanted.items())])
+        self.aside_s += ready - self.now
+        return ready
+
+    def _take(
+        self, row: int, ids: Sequence[int], have: int, blocks: int, after: float
+    ) -> tuple[dict[Tier, float], float]:
+        """Bytes to read of each tier, and when the last of what comes up from slower tiers will be there, s."""
         unit = self._unit
-        share = blocks / unit / max(-(-(have + blocks) // unit) - have // unit, 1)
-        for block in ids[have // unit : -(-(have + blocks) // unit)]:
-            tier = next(tier for tier in self.tiers if tier.holds(block, self.now))
-            tier.hit_tokens += share * self._block_tokens
-            for other in self.tiers:
-                if other.holds(block, self.now):
-                    other.touch(block)
-            self._loads.append((tier, share * self._block_bytes))
+        first, end = have // unit, -(-(have + blocks) // unit)
+        share = blocks / unit / (end - first)
+        if self._found is not None and self._found[0] == (row, first, self.now):
+            found = self._found[1]
+        else:
+            found = list(self._runs(ids, first, end, self.now))
+        self._found = None
+        wanted: dict[Tier, float] = {}
+        for which, lo, hi in found:
+            tier, count = self.tiers[which], share * (min(hi, end) - lo)
+            tier.hit_tokens += count * self._block_tokens
+            wanted[tier] = wanted.get(tier, 0.0) + count * self._block_bytes
+            after = max(after, tier.there_at(ids[lo:hi]))
+        used = ids[first:end][::-1]
+        for tier in self.tiers:
+            tier.touch(used)
+        return wanted, after
+
+    # -- ahead of the queue ------------------------------------------------------------------------------------
+
+    def expect(self, ids: Sequence[int], have: int, limit: int) -> None:
+        """A request has come near the head of the queue: what the first tier lacks of its engine blocks from ``have``
+        to ``limit`` comes up from slower ones, as far as that pushes out nothing that others wait for."""
+        ids = ids[: -(-limit // self._unit)]
+        backwards = ids[::-1]
+        for tier in self.tiers:
+            tier.expect(backwards)
+        upper = self.tiers[0]
+        now, room = self.now, upper.room
+        for which, lo, hi in list(self._runs(ids, have // self._unit, len(ids), now)):
+            missing = [block for block in ids[lo:hi] if block not in upper][:room] if which else []
+            if missing:
+                room -= len(missing)
+                num_bytes = len(missing) * self._block_bytes
+                lower = self.tiers[which]
+                lower.bytes_prefetched += num_bytes
+                upper.receive(missing[::-1], self._block_bytes, lower.read(now, num_bytes))
+
+    def served(self, ids: Sequence[int], limit: int) -> None:
+        """The request waits no more."""
+        ids = ids[: -(-limit // self._unit)]
+        for tier in self.tiers:
+            tier.served(ids)
 
     # -- the step ----------------------------------------------------------------------------------------------
 
     def step_seconds(self, begin: float, seconds: float) -> float:
         """A step of ``seconds`` with what it loads; layer by layer, all but the first layer's share hides behind it."""
-        if not self._loads:
+        if not self._wanted:
             return self._commit(begin + seconds, seconds)
-        wanted: dict[int, tuple[Tier, float]] = {}
-        for tier, num_bytes in self._loads:
-            before = wanted.get(id(tier), (tier, 0.0))[1]
-            wanted[id(tier)] = (tier, before + num_bytes)
-        self._loads.clear()
-        loading = max(tier.read(begin, num_bytes) for tier, num_bytes in wanted.values()) - begin
+        read = [tier.read(begin, num_bytes) for tier, num_bytes in self._wanted.items()]
+        loading = max([self._after, *read]) - begin
+        self._wanted.clear()
+        compute = seconds + self._extra_s
         if self._load == "blocking":
-            total = seconds + loading
+            total = compute + loading
         else:
             first = loading / self._num_layers
-            total = first + max(seconds, loading - first)
+            total = first + max(compute, loading - first)
         self.load_s += total - seconds
+        self._after = self._extra_s = 0.0
         return self._commit(begin + total, total)
 
     def _commit(self, end: float, seconds: float) -> float:
@@ -235,19 +247,23 @@ class TierStack:
         if self._new:
             for tier in self.tiers:
                 if tier.plan.write == "through":
-                    for block in self._new:
-                        tier.store(block, self._block_bytes, end)
-            self._new.clear()
+                    tier.store(self._new, self._block_bytes, end)
+            self._new = []
         return seconds
 
     # -- what the cache tells ----------------------------------------------------------------------------------
 
     def _stored(self, ids: Sequence[int]) -> None:
         if any(tier.plan.write == "through" for tier in self.tiers):
-            self._new.extend(ids)
+            self._new.extend(reversed(ids))
 
     def _evicted(self, ids: Sequence[int]) -> None:
         for tier in self.tiers:
             if tier.plan.write == "evict":
-                for block in ids:
-                    tier.store(block, self._block_bytes)
+                tier.store(ids, self._block_bytes)
+
+
+def _next(mask: bytes, value: int, start: int) -> int:
+    """First position from ``start`` on where ``mask`` has ``value``, its length if none."""
+    found = mask.find(value, start)
+    return found if found >= 0 else len(mask)

@@ -202,7 +202,7 @@ class Engine:
                 begin = now
             state.now = begin
             if tiers is not None:
-                tiers.now = begin
+                tiers.begin(now, begin)
             step = schedule(state)
             if observer is not None and step is not None and (step.decodes or step.chunks):
                 observer.planned(now, begin, step, state)

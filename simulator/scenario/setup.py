@@ -113,7 +113,7 @@ def build(scenario: Scenario, group: GroupSpec | None = None) -> Setup:
             lora, memory = build_lora(engine.lora_config, cost, memory, given_blocks=given_blocks)
     power = build_power(scenario, args, card)
     each = scenario.hardware.price_per_gpu_hour
-    each = card.price_per_hour if each is None else each
+    each = card.price(scenario.hardware.pricing) if each is None else each
     num_gpu_blocks, block_size = engine_blocks(memory, args, cost.placed)
     return Setup(
         model=served,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from heapq import heapify, heappop, heappush
 from itertools import count
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from simulator.kv.pool import BlockPool
 from simulator.kv.prefix import NO_HIT, BlockTable, Hit, PrefixCache
@@ -21,6 +21,9 @@ from simulator.native.attributes import mypyc_attr
 from simulator.scheduling.args import EngineArgs
 from simulator.scheduling.request import Request
 from simulator.scheduling.step import Step
+
+if TYPE_CHECKING:
+    from simulator.scheduling.asides import Asides
 
 LANE_STEPS = 1 << 27  # more token steps than one batch ever makes
 
@@ -48,6 +51,7 @@ class EngineState:
         "_window_sum",
         "admissions",
         "args",
+        "asides",
         "batch_version",
         "block_size",
         "caching",
@@ -89,6 +93,7 @@ class EngineState:
         self.prefilling: dict[Request, None] = {}  # the running requests with prompt left to compute
         self.releasing: deque[tuple[float, Request]] = deque()  # (end of the last step, request), still in running
         self.tiers: TierStack | None = None  # slower places for what the prefix cache forgets
+        self.asides: Asides | None = None  # what those do beside the steps
         self.keeps = False  # whether requests that end here go on elsewhere
         self.kept: dict[Request, None] = {}  # those whose KV has not been read yet
         self.swapped: deque[Request] = deque()  # preempted, their KV in host memory; next one to return first
@@ -137,8 +142,12 @@ class EngineState:
             return NO_HIT
         assert isinstance(self.pool, PrefixCache)
         limit = (request.target - 1) // self.block_size
+        if self.tiers is None:
+            return self.pool.lookup(request.table, limit)
+        if self.asides is not None and (held := self.asides.hit(request)) is not None:
+            return held
         hit = self.pool.lookup(request.table, limit)
-        if self.tiers is not None and hit.blocks < limit:
+        if hit.blocks < limit:
             hit.loaded = self.tiers.find(request.row, request.table.ids, hit.blocks, limit, self.block_size)
         return hit
 
@@ -510,6 +519,13 @@ class EngineState:
         request.preemptions += 1
         step.preempted.append(request)
         self.swapped.append(request)
+
+    def discard(self, request: Request) -> None:
+        """The KV of a swapped request is thrown away: it waits and is computed again."""
+        self.swapped.remove(request)
+        request.target = request.computed + 1
+        request.computed = 0
+        self.waiting.appendleft(request)
 
     def swap_in(self) -> None:
         """The next swapped request takes blocks again and decodes from this step on."""

@@ -122,6 +122,11 @@ class Vllm(Policy):
         while budget > 0 and waiting and len(state.running) < most:
             request = waiting[0]
             hit = state.hit(request) if request.table is not None else NO_HIT
+            if hit.loaded and state.asides is not None and state.asides.loads:
+                spare = int(self.watermark * (pool.num_blocks + 1)) if self.watermark and state.running else 0
+                if not state.asides.load(request, hit, spare):
+                    return
+                continue
             target = request.target
             computed = hit.reused * size
             tokens = target - computed

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from simulator.cluster.plan import ClusterPlan, Group, RouterPlan
 from simulator.cluster.simulation import Simulation
 from simulator.core.errors import UserError
-from simulator.kv.tiers import TierPlan, TierSet
+from simulator.kv.tier import TierPlan
+from simulator.kv.tiers import TierSet
 from simulator.metrics import summarize
 from simulator.replica.records import SimulationRecords
 from simulator.scenario import load, run

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 
 from simulator.kv.eviction.policy import EVICTIONS, Eviction
+from simulator.kv.eviction.runs import Ranked
+
+
+class LruRuns(Ranked):
+    def hit(self, x: int, n: int) -> None:
+        self.put(x, n, 0)
+
+    def miss(self, x: int, n: int) -> None:
+        self.insert(x, n, 0)
 
 
 @EVICTIONS.register("lru")
@@ -15,6 +25,8 @@ class Lru(Eviction):
     Limits: one long prompt that nobody repeats sweeps the cache.
     Reference: Mattson et al., IBM Systems Journal 9 (1970), 10.1147/sj.92.0078.
     """
+
+    runs = LruRuns
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -36,3 +48,18 @@ class Lru(Eviction):
             blocks.popitem(last=False)
         blocks[block] = None
         return False
+
+    def access_all(self, blocks: Iterable[int]) -> int:
+        held, capacity, new = self._blocks, self.capacity, 0
+        for block in blocks:
+            if block in held:
+                held.move_to_end(block)
+                continue
+            if len(held) >= capacity:
+                held.popitem(last=False)
+            held[block] = None
+            new += 1
+        return new
+
+    def held(self, blocks: Sequence[int]) -> bytes:
+        return bytes(map(self._blocks.__contains__, blocks))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, Protocol
 
 from simulator.core.registry import Registry
+from simulator.kv.eviction.runs import Runs
 
 
 class Eviction(Protocol):
@@ -17,9 +18,13 @@ class Eviction(Protocol):
     """
 
     needs_future: ClassVar[bool] = False
-    """Whether ``access`` must be told when the block comes next: for offline optima only."""
+    """Whether ``access`` must be told when the block comes next, and ``last_waiting`` be kept: not in tiers."""
     needs_places: ClassVar[bool] = False
     """Whether ``position`` and ``parent`` matter."""
+    runs: ClassVar[type[Runs] | None] = None
+    """The same policy on runs of blocks, which is many times as fast; None: it has none, and works block by block."""
+    last_waiting: int = 0
+    """Number of the last request that waits; only for policies with ``needs_future``."""
 
     def __init__(self, capacity: int) -> None:
         """capacity: blocks, at least 1."""
@@ -32,9 +37,17 @@ class Eviction(Protocol):
     def access(self, block: int, position: int, parent: int, next_use: int) -> bool:
         """The block is used, and kept if the policy wants it. True: it was there.
 
-        next_use: number of the access that uses it next; only for policies with ``needs_future``.
+        next_use: number of the request that uses it next; only for policies with ``needs_future``.
         """
         ...
+
+    def access_all(self, blocks: Iterable[int]) -> int:
+        """One after the other, where neither places nor the future matter; how many were not there."""
+        return sum(not self.access(block, 0, -1, 0) for block in blocks)
+
+    def held(self, blocks: Sequence[int]) -> bytes:
+        """1 for each block that is there, else 0."""
+        return bytes(map(self.__contains__, blocks))
 
 
 EVICTIONS: Registry[type[Eviction]] = Registry("eviction policy")
