@@ -377,7 +377,8 @@ class Simulation:
             streams(self._options.get("seed", 0)).stream("router"),
             blocks=PrefixIndex(),
             block_tokens=max(prefix.block_tokens, block_size) if prefix is not None else 0,
-            predict=LinearPredictor(self.cluster.groups, self._member),
+            # Prices of steps say nothing of nodes that each compute at their own time.
+            predict=None if any(g.nodes for g in groups) else LinearPredictor(self.cluster.groups, self._member),
         )
 
     def _scrape(self, fleet: Fleet, now: float) -> None:

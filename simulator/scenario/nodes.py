@@ -67,7 +67,7 @@ def build_nodes(scenario: Scenario, placement: PlacementSpec, args: EngineArgs, 
         built += [one] * node.count
         memories += [memory] * node.count
         given = scenario.hardware.price_per_gpu_hour
-        each = given if given is not None else card.price_per_hour
+        each = given if given is not None else card.price(scenario.hardware.pricing)
         prices += [None if each is None else each * node.tensor_parallel_size] * node.count
     with at("engine.placement"):
         plan = _plan(placement, built, served)
@@ -212,8 +212,6 @@ def _check_engine(engine: EngineSpec) -> None:
 def _check_scenario(scenario: Scenario, served: Model) -> None:
     hardware = scenario.hardware
     for name, given in (
-        ("hardware.power_cap_w", hardware.power_cap_w is not None),
-        ("hardware.clock", hardware.clock != 1.0),
         ("hardware.host", hardware.host is not None),
         ("model.kv_compression", scenario.model.kv_compression is not None),
         ("energy.carbon", scenario.energy.carbon is not None),

@@ -82,10 +82,12 @@ PREFIXES, TIERS, WINDOW = "prefix caching", "KV tiers", "sliding windows"
 BOUNDED = "KV compression that bounds requests"
 OFFLOAD, KV_AWAY, EXPERTS_AWAY = "weights or KV outside the GPU", "KV outside the GPU", "experts outside the GPU"
 LOCKED, CLOCKS = "power caps and locked clocks", "clocks that change"
+NODES = "a placement over unlike nodes"
 SHARED, LENDS = "GPUs that engines share", "KV memory that replicas lend"
 ELASTIC, SLICES = "an engine policy that regroups its GPUs", "an engine policy that answers in slices"
 KEEPS, RESERVES = "an engine policy that keeps KV between turns", "an engine policy that reserves memory at admission"
 PROMISES = "an engine policy that promises memory at admission"
+PREDICTION = "admission that predicts TTFT"
 DISAGGREGATION, MIGRATION, LIFE = "disaggregation", "migration", "scaling and faults"
 COPIES, RESCUE = "copies of KV", "drains that migrate"
 
@@ -110,6 +112,7 @@ FEATURES: Mapping[str, Feature] = {
         "engine.experts.cached_experts",
         lambda d: d.engine.experts is not None and d.engine.experts.cached_experts is not None,
     ),
+    NODES: Feature("engine.placement", lambda d: d.engine.placement is not None),
     LOCKED: Feature("hardware", lambda d: d.hardware.power_cap_w is not None or d.hardware.clock != 1.0),
     CLOCKS: Feature("cluster.clocks", lambda d: d.cluster.clocks is not None),
     SHARED: Feature("cluster.groups.shares", lambda d: d.shared),
@@ -119,6 +122,10 @@ FEATURES: Mapping[str, Feature] = {
     KEEPS: Feature("engine.policy", lambda d: d.policy.keeps),
     RESERVES: Feature("engine.policy", lambda d: not d.policy.grows),
     PROMISES: Feature("engine.policy", lambda d: d.policy.promises),
+    PREDICTION: Feature(
+        "cluster.admission.reject_predicted_miss",
+        lambda d: d.cluster.admission is not None and d.cluster.admission.reject_predicted_miss,
+    ),
     DISAGGREGATION: Feature("cluster.disaggregation", lambda d: d.cluster.disaggregated is not None),
     MIGRATION: Feature("cluster.migration", lambda d: d.cluster.migration is not None),
     LIFE: Feature("cluster.scaling", lambda d: d.cluster.scaling is not None or bool(d.cluster.faults)),
@@ -154,6 +161,7 @@ APART: tuple[tuple[str, tuple[str, ...]], ...] = (
         ),
     ),
     (CLOCKS, (PIPELINE, DATA_RANKS, EPLB, SHARED, LENDS, ELASTIC, SPECULATION)),
+    (NODES, (LOCKED, CLOCKS, SHARED, LENDS, PREDICTION, *_ACTS)),
     (SLICES, _ACTS),
     (MIGRATION, (DISAGGREGATION, RESERVES, PROMISES)),
     (COPIES, (DISAGGREGATION, MIGRATION, RESERVES, PROMISES)),

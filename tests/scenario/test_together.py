@@ -65,6 +65,7 @@ ASKED: dict[str, dict[str, Any]] = {
         "model": {"name": "mistralai/Mixtral-8x7B-v0.1"},
         "engine": {"experts": {"cached_experts": 4}},
     },
+    features.NODES: {"engine": {"placement": {"nodes": [{"layers": [0, 16]}, {"layers": [16, 32]}]}}},
     features.LOCKED: {"hardware": {"clock": 0.8}},
     features.CLOCKS: {"cluster": {"clocks": {"policy": "slo-clock"}}},
     features.SHARED: {
@@ -80,6 +81,7 @@ ASKED: dict[str, dict[str, Any]] = {
     features.KEEPS: {"engine": {"policy": "infercept", "options": {"interception": "preserve"}}},
     features.RESERVES: {"engine": {"policy": "orca"}},
     features.PROMISES: {"engine": {"policy": "sglang"}},
+    features.PREDICTION: {"cluster": {"admission": {"reject_predicted_miss": True, "ttft_s": 1.0}}},
     features.DISAGGREGATION: {"cluster": TWO},
     features.MIGRATION: {"cluster": {"replicas": 2, "migration": {}}},
     features.LIFE: {"cluster": {"faults": [FAULT]}},
