@@ -8,12 +8,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from simulator.core.errors import UserError
+from simulator.core.errors import ScenarioError, UserError
+from simulator.planning.ledger import Ledger
+from simulator.planning.optimisers.file import read_options
+from simulator.planning.optimisers.optimiser import Question
+from simulator.planning.optimisers.solve import ask
 from simulator.planning.search import highest_rate
-from simulator.survey.experiment import Experiment, Numbers, numbers
+from simulator.survey.experiment import Experiment, Numbers, load_of, numbers
 from simulator.survey.expression import Formula, Points
-from simulator.survey.load import SystemFile
-from simulator.survey.spec import CapacitySpec, Check, Measure
+from simulator.survey.load import SystemFile, variant
+from simulator.survey.spec import CapacitySpec, Check, Measure, OptimiseSpec
 
 Verdict = Literal["within band", "miss", "not reproduced here"]
 Progress = Callable[[str], None]
@@ -79,8 +83,11 @@ class _Bench:
         self.results: dict[str, Any] = {}
         self.calibration: dict[str, str] = {}
         self.built: dict[str, Any] = {}
+        self.ledger = Ledger()  # of optimisers: runs that several of them ask for
 
     def measure(self, measure: Measure) -> Numbers | Points:
+        if measure.optimise is not None:
+            return self._optimised(measure, measure.optimise)
         rate = measure.rate
         if isinstance(rate, str):
             rate = Formula(rate).number(self.results)
@@ -96,6 +103,23 @@ class _Bench:
             point = self._run(experiment, value if path == "rate" else rate, measure)
             points.append(point | {"value": value})
         return Points(points)
+
+    def _optimised(self, measure: Measure, spec: OptimiseSpec) -> Points:
+        """One entry per candidate of the optimiser that can be."""
+        chosen = variant(self.file, measure.of, measure.set)
+        if chosen.prices:
+            raise ScenarioError("published prices ('price') do not go to an optimiser.")
+        requests = load_of(chosen) if chosen.mix else None
+        question = Question(
+            chosen.scenario, (chosen.scenario.seed,), spec.tolerance, ledger=self.ledger, requests=requests
+        )
+        kind, options = read_options(spec.optimiser, spec.options, self.file.source)
+        found = ask(kind(question, options), spec.optimiser, spec.top)
+        if found.best is None:
+            raise ScenarioError(found.answer)
+        for gpu, said in found.calibration().items():
+            self.calibration[gpu] = str(said.get("name", "data-sheet roofline"))
+        return Points(row for row in found.rows if row["rank"] is not None)
 
     def _experiment(self, measure: Measure, settings: Mapping[str, Any]) -> Experiment:
         experiment = Experiment(self.file, measure.of, measure.set | dict(settings), self.built)
@@ -142,6 +166,9 @@ def judge(check: Check, results: Mapping[str, Any]) -> Found:
 
 
 def _kept_of(result: Numbers | Points, measure: Measure) -> Any:
+    if measure.optimise is not None:
+        assert isinstance(result, Points)
+        return [{name: _plain(value) for name, value in row.items()} for row in result]
     if isinstance(result, Points):
         return [_kept(point, measure) for point in result]
     return _kept(result, measure)

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from simulator.core.errors import ScenarioError
 from simulator.core.names import suggestion
+from simulator.planning.optimisers.file import read_options
 from simulator.scenario.config import Scenario
 from simulator.scenario.load import anchored
 from simulator.scenario.source import SHORTHANDS, Source, Value, override, read_source
@@ -99,6 +100,9 @@ def _check_measure(file: SystemFile, name: str, measure: Measure) -> None:
         _check_names(file, ("measure", name, "rate"), measure.rate, earlier)
     for key, text in measure.values.items():
         _parsed(file, ("measure", name, "values", key), text)
+    if measure.optimise is not None:
+        asked = measure.optimise
+        read_options(asked.optimiser, asked.options, file.source, ("measure", name, "optimise"))
     if measure.capacity is not None:
         _parsed(file, ("measure", name, "capacity", "meets"), measure.capacity.meets)
 

@@ -40,6 +40,24 @@ class CapacitySpec:
 
 
 @spec
+class OptimiseSpec:
+    """A system's own optimiser searches for designs of a variant; those it likes best are simulated (docs/planning.md).
+
+    The result has one entry per candidate that can be, its choice first: `design`, `belief`, `simulated` and `gap`
+    (null: not simulated), and the optimiser's own columns.
+    """
+
+    optimiser: Name
+    """A registered name (`windtunnel policies`) or package.module:Class."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Its own options."""
+    top: Positive = 1
+    """Candidates that are simulated."""
+    tolerance: PositiveNumber = 0.05
+    """How close a search for a rate comes, relative."""
+
+
+@spec
 class Measure:
     """One run of a variant, a sweep of runs, or a search."""
 
@@ -53,6 +71,8 @@ class Measure:
     """Several runs."""
     capacity: CapacitySpec | None = None
     """A search; the run kept is the one at the rate found, and `rate` is it (0: no rate meets the target)."""
+    optimise: OptimiseSpec | None = None
+    """A system's own search over designs of the variant."""
     values: dict[Key, Formula] = field(default_factory=dict)
     """More numbers, from formulas over the run's summary and the columns of `requests`."""
     keep: tuple[Key, ...] = ()
@@ -61,6 +81,9 @@ class Measure:
     def __post_init__(self) -> None:
         if self.sweep is not None and self.capacity is not None:
             raise ValueError("give either a sweep or a capacity search.")
+        others = (self.rate, self.sweep, self.capacity, self.values or None, self.keep or None)
+        if self.optimise is not None and any(one is not None for one in others):
+            raise ValueError("with 'optimise' there are no 'rate', 'sweep', 'capacity', 'values' and 'keep'.")
         if self.rate is not None and (self.capacity is not None or (self.sweep and self.sweep.path == "rate")):
             raise ValueError("the rate is what is searched or swept; leave 'rate' out.")
 

@@ -115,12 +115,13 @@ class Melange(Optimiser[Options]):
         mix = Fleet(*solve_mix(self.buckets, prices, options.rate))
         singles = [self._alone(at) for at in range(len(names))]
         ranked = sorted((one for one in singles if one is not None), key=lambda one: float(one.counts @ prices))
+        single = float(ranked[0].counts @ prices) if ranked else None
         found = []
         for fleet in (mix, *ranked):
             label = " + ".join(f"{n} x {name}" for n, name in zip(fleet.counts.tolist(), names, strict=True) if n)
             if label not in self.fleets:
                 self.fleets[label] = fleet
-                found.append(self._candidate(label, fleet, prices))
+                found.append(self._candidate(label, fleet, prices, single))
         missing = [name for name, fleet in zip(names, singles, strict=True) if fleet is None]
         return [*found, *(Candidate(name, reason="some sizes of requests miss the SLO on it.") for name in missing)]
 
@@ -174,7 +175,7 @@ class Melange(Optimiser[Options]):
         one = np.eye(types)[which]
         return Fleet((math.ceil(need - 1e-9) * one).astype(np.int64), np.tile(one, (len(self.buckets), 1)))
 
-    def _candidate(self, label: str, fleet: Fleet, prices: Floats) -> Candidate:
+    def _candidate(self, label: str, fleet: Fleet, prices: Floats, single: float | None) -> Candidate:
         scenario, options = self.question.scenario, self.options
         groups = tuple(
             GroupSpec(name=one.gpu, replicas=count, hardware=one, serves=one.gpu)
@@ -184,7 +185,8 @@ class Melange(Optimiser[Options]):
         whole = replace(scenario, cluster=replace(scenario.cluster, replicas=1, groups=groups))
         design = Design(whole, self._labelled(fleet, self.question.seeds[0]), options.rate)
         cost = float(fleet.counts @ prices)
-        return Candidate(label, believed(self.buckets, fleet, options.rate), {"usd_per_hour": cost}, design)
+        columns = {"usd_per_hour": cost, "usd_over_best_single": None if single is None else cost / single}
+        return Candidate(label, believed(self.buckets, fleet, options.rate), columns, design)
 
     def _labelled(self, fleet: Fleet, seed: int) -> Trace:
         """The requests of a seed, each sent to a type."""

@@ -72,7 +72,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Question:
-    """What every optimiser is given. ``scenario``: what all designs share; ``seeds``: of the replications."""
+    """What every optimiser is given. ``scenario``: what all designs share; ``seeds``: of the replications.
+    ``requests``: instead of the scenario's workload, and then there is one replication."""
 
     scenario: Scenario
     seeds: tuple[int, ...]
@@ -81,6 +82,11 @@ class Question:
     ledger: Ledger = field(default_factory=Ledger)
     jobs: int = 1
     tick: Tick = silent
+    requests: Trace | None = None
+
+    def __post_init__(self) -> None:
+        if self.requests is not None:
+            object.__setattr__(self, "seeds", self.seeds[:1])
 
     @property
     def slo(self) -> Slo:
@@ -91,8 +97,14 @@ class Question:
         return slo
 
     def trace(self, seed: int | None = None) -> Trace:
-        """The scenario's requests; seed None: the first replication's."""
+        """The requests to serve; seed None: the first replication's."""
+        if self.requests is not None:
+            return self.requests
         return WORKSHOP.trace(replace(self.scenario, seed=self.seeds[0] if seed is None else seed))
+
+    def design(self, scenario: Scenario, rate: float | None = None) -> Design:
+        """A design that serves the question's requests."""
+        return Design(scenario, self.requests, rate)
 
     def bench(self, design: Design) -> Bench:
         """Raises UserErrors where the design cannot be built, or without an SLO."""
