@@ -6,7 +6,7 @@ from typing import Any
 
 from simulator.replica.records import SimulationRecords
 
-_SUMS = ("copies", "capacity_bytes", "hit_tokens", "bytes_read", "bytes_written", "busy_s")
+_SUMS = ("copies", "capacity_bytes", "hit_tokens", "bytes_read", "bytes_prefetched", "bytes_written", "busy_s")
 
 
 def summarize_tiers(records: SimulationRecords) -> dict[str, Any] | None:
@@ -27,6 +27,7 @@ def summarize_tiers(records: SimulationRecords) -> dict[str, Any] | None:
         row["capacity_bytes"] += tier.capacity_bytes
         row["hit_tokens"] += tier.hit_tokens
         row["bytes_read"] += tier.bytes_read
+        row["bytes_prefetched"] += tier.bytes_prefetched
         row["bytes_written"] += tier.bytes_written
         row["busy_s"] += tier.busy_s
     lower = sum(row["hit_tokens"] for row in tiers.values())
@@ -37,4 +38,5 @@ def summarize_tiers(records: SimulationRecords) -> dict[str, Any] | None:
         "gpu": {"hit_tokens": hit - lower, "share": (hit - lower) / prompt if prompt else 0.0},
         "tiers": tiers,
         "load_s": records.tier_load_s,
+        "aside_s": records.tier_aside_s,
     }

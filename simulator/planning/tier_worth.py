@@ -53,7 +53,9 @@ def tier_worth(scenario: Scenario, tell: Callable[[str], None] = lambda _: None)
     for count in range(len(tiers) + 1):
         name = tiers[count - 1].name if count else "none"
         tell(name)
-        result = run(replace(scenario, engine=replace(scenario.engine, kv_tiers=tiers[:count])), trace=trace)
+        window = scenario.engine.kv_tier_prefetch if count > 1 or tiers[0].eviction == "lru" else 0
+        engine = replace(scenario.engine, kv_tiers=tiers[:count], kv_tier_prefetch=window)
+        result = run(replace(scenario, engine=engine), trace=trace)
         gpus = sum(group.num_gpus * group.replicas for group in result.groups)
         replicas = sum(group.replicas for group in result.groups)
         found.append(_worth(name, result.summary, gpus / replicas, found))

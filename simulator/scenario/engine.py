@@ -97,10 +97,17 @@ class HardwareSpec:
     """Server around the GPUs (`simulator/hardware/hosts.yaml`), where an engine offloads to its memory, CPU or disk."""
     price_per_gpu_hour: NonNegativeNumber | None = None
     """USD for one GPU for an hour; null: the catalogue's dated price, where it has one."""
+    pricing: Literal["on-demand", "reserved", "spot"] = "on-demand"
+    """Which of the catalogue's prices: on demand, a year's commitment (about a fifth less), or spot, whose reclaims are
+    `cluster.faults`."""
     power_cap_w: PositiveNumber | None = None
     """Power limit per GPU, W; null: its TDP. Steps that would draw more run at a lower clock."""
     clock: Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)] = 1.0
     """Core clock as a share of its maximum: prompts slow down with it, decodes hardly."""
+
+    def __post_init__(self) -> None:
+        if self.pricing != "on-demand" and self.price_per_gpu_hour is not None:
+            raise ValueError("'price_per_gpu_hour' is the price already; leave 'pricing' out.")
 
 
 @spec
@@ -252,14 +259,20 @@ class EngineSpec:
     """Reuse KV blocks of equal prompt prefixes. null: as the policy does by default (vllm: true)."""
     kv_tiers: tuple[TierSpec, ...] = ()
     """Slower places behind the prefix cache, fastest first."""
-    kv_tier_load: Literal["layerwise", "blocking"] = "layerwise"
-    """How a step waits for what it loads: layer by layer, while it computes, or for all of it first."""
+    kv_tier_load: Literal["layerwise", "blocking", "async"] = "layerwise"
+    """Who waits for what is loaded: a step, layer by layer while it computes (layerwise) or for all of it first
+    (blocking), or the request alone, aside, while steps go on without it (async)."""
+    kv_tier_prefetch: NonNegative = 0
+    """Requests at the head of the queue whose blocks are brought up to the first tier before they are admitted, and
+    forgotten last by tiers with `eviction: lru`."""
     kv_tier_load_if_faster: Bool = True
     """Load a prefix only where computing it would take longer."""
     kv_tier_match: Literal["prefix", "chunks"] = "prefix"
     """What tiers are asked for: a prompt's prefix, or its chunks wherever they stand (CacheBlend)."""
     kv_recompute_fraction: Fraction = 0.15
     """Share of the tokens of a chunk that are computed again in their new place, with `kv_tier_match: chunks`."""
+    kv_recompute_layers: NonNegative = 1
+    """First layers, in which all of a chunk's tokens are computed to find those that are computed again after them."""
     parallel_chunks: Bool = False
     """Encode the chunks of a prompt side by side, without attention between them; what follows them sees them all."""
     enable_chunked_prefill: Bool = True

@@ -237,6 +237,11 @@ def build_tiers(engine: EngineSpec, args: EngineArgs, served: Model, memory: Mem
         for tier in engine.kv_tiers
     )
     per_token = memory.kv_bytes_per_token * ranks
+    _check_asides(engine, args)
+    if engine.kv_recompute_layers > served.num_layers:
+        remedy = f"Give at most {served.num_layers}."
+        message = f"the model has {served.num_layers} layers, not {engine.kv_recompute_layers}."
+        raise ScenarioError(message, where="engine.kv_recompute_layers", remedy=remedy)
     if engine.kv_tier_match == "chunks" and any(plan.write != "through" for plan in plans):
         remedy = "Set 'write: through' for each of kv_tiers."
         message = "chunks are kept as they are computed, not as the prefix cache forgets them."
@@ -249,7 +254,30 @@ def build_tiers(engine: EngineSpec, args: EngineArgs, served: Model, memory: Mem
         engine.kv_tier_load_if_faster,
         engine.kv_tier_match,
         engine.kv_recompute_fraction,
+        engine.kv_recompute_layers,
+        engine.kv_tier_prefetch,
     )
+
+
+def _check_asides(engine: EngineSpec, args: EngineArgs) -> None:
+    """Raises ScenarioError where tiers would not do beside the steps what they are asked to."""
+    loads, window = engine.kv_tier_load == "async", engine.kv_tier_prefetch
+    if not (loads or window):
+        return
+    where = "engine.kv_tier_load" if loads else "engine.kv_tier_prefetch"
+    if not vars(POLICIES.get(args.policy)).get("asides"):
+        able = ", ".join(name for name, policy in POLICIES.items() if vars(policy).get("asides"))
+        message = f"policy {args.policy!r} does not let requests wait aside, nor tiers look along its queue."
+        raise ScenarioError(message, where=where, remedy=f"Use policy {able}, or leave {where} out.")
+    if engine.kv_tier_match == "chunks":
+        message = "chunks are read layer by layer as they are computed again, not beside the steps."
+        raise ScenarioError(message, where=where, remedy="Use kv_tier_match: prefix, or leave this out.")
+    if window and args.scheduling_policy == "priority":
+        message = "the head of a queue in order of priority is not known before it is admitted."
+        raise ScenarioError(message, where=where, remedy="Use scheduling_policy: fcfs.")
+    if window and len(engine.kv_tiers) == 1 and engine.kv_tiers[0].eviction != "lru":
+        message = "one tier has nowhere to fetch from, and only 'eviction: lru' spares what the queue needs."
+        raise ScenarioError(message, where="engine.kv_tier_prefetch", remedy="Add a tier, or leave it out.")
 
 
 def draft_kv_bytes(setup: Setup) -> float:

@@ -79,6 +79,7 @@ PIPELINE, DATA_RANKS, EPLB = "pipeline stages", "data-parallel ranks", "the expe
 PREFILL_RANKS, DECODE_RANKS, LAYOUT = "prefill context ranks", "decode context ranks", "a 2D tensor-parallel layout"
 SPECULATION, ADAPTERS, FINETUNING, CHUNKS = "speculation", "adapters", "fine-tuning", "chunks side by side"
 PREFIXES, TIERS, WINDOW = "prefix caching", "KV tiers", "sliding windows"
+ASIDE = "KV loads beside the steps"
 BOUNDED = "KV compression that bounds requests"
 OFFLOAD, KV_AWAY, EXPERTS_AWAY = "weights or KV outside the GPU", "KV outside the GPU", "experts outside the GPU"
 LOCKED, CLOCKS = "power caps and locked clocks", "clocks that change"
@@ -104,6 +105,10 @@ FEATURES: Mapping[str, Feature] = {
     CHUNKS: Feature("engine.parallel_chunks", lambda d: d.engine.parallel_chunks),
     PREFIXES: Feature("engine.enable_prefix_caching", lambda d: bool(d.args.enable_prefix_caching)),
     TIERS: Feature("engine.kv_tiers", lambda d: bool(d.engine.kv_tiers)),
+    ASIDE: Feature(
+        "engine.kv_tier_load",
+        lambda d: bool(d.engine.kv_tiers) and (d.engine.kv_tier_load == "async" or d.engine.kv_tier_prefetch > 0),
+    ),
     WINDOW: Feature("model", lambda d: d.model.sliding_window is not None),
     BOUNDED: Feature("model.kv_compression", lambda d: d.bounded),
     OFFLOAD: Feature("engine.offload", lambda d: d.engine.offload is not None or bool(d.engine.cpu_offload_gb)),
@@ -151,6 +156,7 @@ APART: tuple[tuple[str, tuple[str, ...]], ...] = (
     (FINETUNING, (*_RANKS, DECODE_RANKS, EPLB, ELASTIC, ADAPTERS, SPECULATION, LOCKED, CLOCKS)),
     (CHUNKS, (*_RANKS, EPLB, ELASTIC, SPECULATION, ADAPTERS, SHARED, LENDS, DISAGGREGATION)),
     (TIERS, (*_RANKS, DECODE_RANKS)),
+    (ASIDE, (CHUNKS, *_MOVES)),
     (BOUNDED, _MOVES),
     (SHARED, (PIPELINE, DATA_RANKS, EPLB, TIERS, LOCKED, KEEPS, *_ACTS)),
     (

@@ -45,6 +45,10 @@ class Policy:
     keeps: ClassVar[bool] = False
     """Whether it has KV of requests that have ended, and steps to plan when nobody waits or runs."""
 
+    asides: ClassVar[bool] = False
+    """Whether requests may wait aside for KV from tiers, and tiers look along its queue. Each class says so for itself,
+    as its queue may be its own."""
+
     unused: ClassVar[frozenset[str]] = frozenset()
     """Arguments that mean nothing to it: setting one is an error."""
 

@@ -32,6 +32,7 @@ class Vllm(Policy):
     pipelines = True
     speculates = True
     holds = True
+    asides = True
 
     def __init__(self, args: EngineArgs) -> None:
         read_options(NoOptions, args.policy, args.options)

@@ -57,6 +57,7 @@ ASKED: dict[str, dict[str, Any]] = {
     features.CHUNKS: {"engine": {"parallel_chunks": True}},
     features.PREFIXES: {"engine": {"enable_prefix_caching": True}},
     features.TIERS: {"engine": {"kv_tiers": [{"name": "dram", "capacity_bytes": 1e9}]}},
+    features.ASIDE: {"engine": {"kv_tiers": [{"name": "dram", "capacity_bytes": 1e9}], "kv_tier_load": "async"}},
     features.WINDOW: {"model": {"name": "mistralai/Mistral-7B-v0.1"}},
     features.BOUNDED: {"model": {"kv_compression": "streaming-llm"}},
     features.OFFLOAD: {"engine": {"cpu_offload_gb": 1.0}},
