@@ -46,6 +46,7 @@ def _short(row: Row) -> dict[str, object]:
         "per node": row["gpus_per_node"],
         "watts": row["tdp_w"],
         "USD/h": row["price_per_hour"],
+        "spot": row["spot_price_per_hour"],
     }
 
 

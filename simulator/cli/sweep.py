@@ -19,25 +19,31 @@ def sweep(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each combination, with seeds that follow.")] = 1,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at the same time.", show_default="processors")] = None,
+    on: Annotated[
+        str, typer.Option(metavar="processes|ray[:ADDRESS]", help="Where: processes here, or a Ray cluster.")
+    ] = "processes",
     out_dir: Annotated[
         Path | None, typer.Option("--out", help="Folder of the results.", show_default="runs/sweep-<scenario>")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run every combination of fields, in processes. Rows are kept as they finish; an interrupted sweep goes on.
+    """Run every combination of fields, in processes or on a Ray cluster. Rows are kept as they finish; an interrupted
+    sweep goes on, wherever it ran.
 
     Combinations that cannot be built are rows that say why.
     """
     from simulator.cli.progress import SweepProgress
+    from simulator.planning.on_ray import executor
     from simulator.planning.pool import processors
     from simulator.planning.sweep import parse_axis
     from simulator.planning.sweep import sweep as run_sweep
 
     folder = out_dir or Path("runs") / f"sweep-{scenario.stem}"
     axes = [parse_axis(text) for text in settings or []]
+    runs_on = executor(on, jobs or (processors() if on == "processes" else None))
     try:
         with SweepProgress("sweep") as progress:
-            rows = run_sweep(scenario, axes, folder, seeds=seeds, jobs=jobs or processors(), progress=progress)
+            rows = run_sweep(scenario, axes, folder, seeds=seeds, on=runs_on, progress=progress)
     except KeyboardInterrupt:
         err().print(f"interrupted: finished runs are kept in {folder}; the same command goes on from there.")
         raise typer.Exit(130) from None

@@ -64,6 +64,8 @@ def gpu_rows() -> list[dict[str, Value]]:
             "link_bandwidth": g.link.bandwidth,
             "gpus_per_node": g.gpus_per_node,
             "price_per_hour": g.price_per_hour,
+            "reserved_price_per_hour": g.price("reserved"),
+            "spot_price_per_hour": g.spot_price_per_hour,
             "price_source": g.price_source,
             "source": g.source,
         }

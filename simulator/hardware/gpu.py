@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -21,6 +21,10 @@ GIB = 1024**3
 # ici: the torus between TPUs; ethernet: RDMA ports between Gaudis; assumptions.
 LINK_LATENCY_S = {"nvlink": 4.5e-6, "infinity_fabric": 8e-6, "pcie": 12e-6, "ici": 5e-6, "ethernet": 10e-6}
 NETWORK_LATENCY_S = 10e-6
+# A year's commitment over on demand, approximately: CoreWeave's H100 at 1.79 USD against 2.23 (gridstackhub.ai, 2026);
+# published discounts go from 20 to 40 %, and for the H100 of March 2026 to next to nothing (SemiAnalysis: 2.35 USD).
+RESERVED_SHARE = 0.8
+Pricing = Literal["on-demand", "reserved", "spot"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class Gpu:
     network: Link  # between nodes, per GPU
     gpus_per_node: int
     price_per_hour: float | None  # USD on demand, None: no public offer known
+    spot_price_per_hour: float | None  # USD, may be taken away at short notice
     price_source: str
     vendor: str
     aliases: tuple[str, ...]
@@ -55,6 +60,12 @@ class Gpu:
     sliced_from: str = ""  # the GPU that this is a MIG slice of
     compute_share: float = 1.0  # of that GPU's multiprocessors
     memory_share: float = 1.0  # of its memory, bandwidth and L2 cache
+
+    def price(self, pricing: Pricing) -> float | None:
+        """USD per hour, None: not known."""
+        if pricing == "spot" or self.price_per_hour is None:
+            return self.spot_price_per_hour if pricing == "spot" else None
+        return self.price_per_hour * (RESERVED_SHARE if pricing == "reserved" else 1.0)
 
     def peak(self, math: str) -> tuple[str, float]:
         """(number format the product really runs in, FLOP/s): formats without tensor cores fall back to 16 bits.
@@ -80,8 +91,9 @@ def _key(name: str) -> str:
 def _gpu(name: str, row: Mapping[str, Any]) -> Gpu:
     kind = row["link"]
     bandwidth = row["link_bandwidth"] if kind != "pcie" else row["pcie"]
-    offers = row.get("offers")
+    offers, spot = row.get("offers"), row.get("spot_offers")
     collected = f"median of {offers} on-demand offers, 2026-05-24" if offers else "no public offer known"
+    collected += f", spot of {spot}" if spot else ""
     extra = row.get("price_source")
     return Gpu(
         name=name,
@@ -96,6 +108,7 @@ def _gpu(name: str, row: Mapping[str, Any]) -> Gpu:
         network=Link("network", row["network"] * 1e9, NETWORK_LATENCY_S),
         gpus_per_node=row["gpus_per_node"],
         price_per_hour=row.get("price"),
+        spot_price_per_hour=row.get("spot"),
         price_source=f"{collected} ({extra})" if extra else collected,
         vendor=row.get("vendor", "NVIDIA"),
         aliases=tuple(row["aliases"]),
@@ -157,6 +170,7 @@ def sliced(whole: Gpu, name: str) -> Gpu:
         network=replace(whole.network, bandwidth=whole.network.bandwidth * profile.compute / 7),
         gpus_per_node=whole.gpus_per_node * int(1 / price),
         price_per_hour=None if whole.price_per_hour is None else whole.price_per_hour * price,
+        spot_price_per_hour=None if whole.spot_price_per_hour is None else whole.spot_price_per_hour * price,
         price_source=f"{price:.3g} of the whole GPU's: {whole.price_source}",
         aliases=(),
         source=f"{whole.source}; NVIDIA Multi-Instance GPU User Guide, profile {label}",

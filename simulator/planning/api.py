@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from simulator.metrics.frames import requests_frame, steps_frame
 from simulator.planning import answer as words
+from simulator.planning.on_ray import executor
 from simulator.planning.optimisers.answer import Optimised
 from simulator.planning.optimisers.file import OptimiserFile
 from simulator.planning.optimisers.solve import optimise
@@ -106,15 +107,18 @@ def sweep(
     fields: Mapping[str, Sequence[Any]],
     *,
     seeds: int = 1,
-    jobs: int = 1,
+    jobs: int | None = None,
+    on: str = "processes",
     folder: str | Path | None = None,
 ) -> pd.DataFrame:
-    """Every combination of the fields' values; one row each. folder: keep (and reuse) the runs there."""
+    """Every combination of the fields' values; one row each. jobs: runs at the same time; None: one, or all that a Ray
+    cluster has room for. on: ``processes`` of this machine, ``ray`` or ``ray:ADDRESS``. folder: keep (and reuse) the
+    runs there. Raises UserErrors."""
     axes = [Axis(path, tuple(_text(value) for value in values)) for path, values in fields.items()]
     if folder is not None:
-        return frame(run_sweep(scenario, axes, Path(folder), seeds=seeds, jobs=jobs))
+        return frame(run_sweep(scenario, axes, Path(folder), seeds=seeds, on=executor(on, jobs)))
     with tempfile.TemporaryDirectory() as temporary:
-        return frame(run_sweep(scenario, axes, Path(temporary) / "sweep", seeds=seeds, jobs=jobs))
+        return frame(run_sweep(scenario, axes, Path(temporary) / "sweep", seeds=seeds, on=executor(on, jobs)))
 
 
 def plan(

@@ -1,4 +1,5 @@
-"""Processes for many runs. One job runs in this process, so that a debugger and Ctrl-C see it."""
+"""Where many runs are made: processes of this machine. One job runs in this process, so that a debugger and Ctrl-C see
+it. ``on_ray.py`` is the same on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 from simulator.core.errors import UserError
 
@@ -18,6 +20,28 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 TICK_S = 0.5
+
+
+class Executor(Protocol):
+    """Makes runs somewhere."""
+
+    def spread(
+        self, work: Callable[[T], R], tasks: Iterable[T], *, tick: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[T, R]]:
+        """As the function of that name."""
+        ...
+
+
+@dataclass(frozen=True)
+class Processes:
+    """``jobs`` processes of this machine."""
+
+    jobs: int
+
+    def spread(
+        self, work: Callable[[T], R], tasks: Iterable[T], *, tick: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[T, R]]:
+        return spread(work, tasks, self.jobs, tick=tick)
 
 
 def processors() -> int:

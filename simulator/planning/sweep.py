@@ -1,12 +1,13 @@
-"""Every combination of fields, in processes; what has been run once is not run again."""
+"""Every combination of fields, here or on a Ray cluster; what has been run once is not run again."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from simulator import __version__
 from simulator.core.errors import ScenarioError, UserError
 from simulator.cost.calibration import describe
 from simulator.planning.code import code_digest
-from simulator.planning.pool import Eta, spread
+from simulator.planning.pool import Eta, Executor, Processes
 from simulator.planning.runs import WORKSHOP, Row, flat, run_key
 from simulator.planning.store import Store
 from simulator.report.files import atomic_json, atomic_path
@@ -147,28 +148,42 @@ def key_of(task: Task) -> str:
         return hashlib.sha256(asked.encode()).hexdigest()
 
 
+def run_keyed(asked: tuple[str, Task]) -> Row:
+    """A run where it is made: another process, another machine. Raises UserError where its key is not what was asked
+    for: a file it reads, or the code, differ there, and the row would be of something else."""
+    key, task = asked
+    if key_of(task) != key:
+        raise UserError(
+            f"a run on {platform.node()} would not be the one asked for: a file that the scenario reads (its trace, a "
+            "config.json), or the code, is not there or has changed.",
+            remedy="Let them stay as they are while a sweep runs, at the same absolute path on every machine.",
+        )
+    return run_task(task)
+
+
 def sweep(
     scenario: str | Path,
     axes: Sequence[Axis],
     folder: Path,
     *,
     seeds: int = 1,
-    jobs: int = 1,
+    on: Executor | None = None,
     progress: Progress | None = None,
 ) -> list[Row]:
     """Run what the folder does not hold yet; returns the rows of all combinations, in their order.
 
     A row is on disk as soon as its run has finished. Interrupted at any point, the same call goes on where it was.
+    on: where runs are made, None: in this process.
     Raises ScenarioError when the scenario cannot be read, UserError when the folder cannot be used.
     """
     source = read_source(scenario)
+    source = replace(source, folder=source.folder.resolve())
     tasks = tasks_of(source, axes, seeds)
     keys = [key_of(task) for task in tasks]
     store = Store(folder)
     try:
         atomic_json(folder / "sweep.json", _asked(source, axes, seeds))
         left = {key: task for key, task in zip(keys, tasks, strict=True) if key not in store.rows}
-        key_by_index = {task.index: key for key, task in left.items()}
         eta, reused = Eta(len(left)), len(set(keys)) - len(left)
 
         def tick() -> None:
@@ -177,9 +192,8 @@ def sweep(
                 done = reused + eta.done
                 progress(Status(done, len(set(keys)), reused, invalid, eta.elapsed_s, eta.left_s))
 
-        for task, row in spread(run_task, left.values(), jobs, tick=tick):
-            made_by = {"version": __version__, "code_sha256": code_digest()}
-            store.add({"key": key_by_index[task.index], **row, **made_by})
+        for (key, _), row in (on or Processes(1)).spread(run_keyed, left.items(), tick=tick):
+            store.add({"key": key, **row, "version": __version__, "code_sha256": code_digest()})
             eta.done += 1
             tick()
         return [store.rows[key] | {"settings": dict(task.settings)} for key, task in zip(keys, tasks, strict=True)]

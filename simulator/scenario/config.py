@@ -99,3 +99,8 @@ class Scenario:
     """Length of the run, and what is counted."""
     output: OutputSpec = field(default_factory=OutputSpec)
     """Files written."""
+
+    def __post_init__(self) -> None:
+        rented = [self.hardware, *(group.hardware for group in self.cluster.groups if group.hardware is not None)]
+        if not self.cluster.faults and any(hardware.pricing == "spot" for hardware in rented):
+            raise ValueError("'pricing: spot' is of GPUs that are taken away: say how in 'cluster.faults'.")

@@ -7,6 +7,7 @@ import gzip
 from collections.abc import Sequence
 from pathlib import Path
 
+from simulator import hardware
 from simulator.core.errors import ScenarioError
 from simulator.core.names import suggestion
 from simulator.metrics.energy import EnergyPlan
@@ -16,6 +17,8 @@ from simulator.scenario.config import Scenario
 from simulator.scenario.lifecycle import CarbonSpec
 from simulator.scenario.load import at
 from simulator.scenario.setup import Setup
+
+REGIONS = Path(hardware.__file__).with_name("carbon.csv")  # a day of 24 hours, UTC
 
 
 def energy_plan(scenario: Scenario, groups: Sequence[Setup]) -> EnergyPlan:
@@ -33,6 +36,8 @@ def _series(spec: CarbonSpec) -> list[float]:
     """g/kWh from the hour at which the simulation starts."""
     if spec.gco2_per_kwh is not None:
         values = list(spec.gco2_per_kwh)
+    elif spec.region is not None:
+        values = _column(REGIONS, spec.region)
     else:
         values = _column(Path(str(spec.path)), str(spec.zone))
     if spec.start_hour >= len(values) > 1:

@@ -124,6 +124,9 @@ class CarbonSpec:
 
     gco2_per_kwh: Annotated[tuple[NonNegativeNumber, ...], Field(min_length=1)] | None = None
     """One number per hour, repeated; a single one is constant."""
+    region: Name | None = None
+    """A zone of the shipped table, such as US-CAL-CISO, DE-LU or GB (`simulator/hardware/carbon.csv`): its mean day of
+    2024 by the hour, UTC."""
     path: Name | None = None
     """CSV with a header and one row per hour, relative to the scenario file (.gz is read as it is)."""
     zone: Name | None = None
@@ -132,8 +135,8 @@ class CarbonSpec:
     """Hour of the series (row, from 0) at which the simulation starts."""
 
     def __post_init__(self) -> None:
-        if (self.gco2_per_kwh is None) == (self.path is None):
-            raise ValueError("give exactly one of 'gco2_per_kwh' and 'path'.")
+        if sum(given is not None for given in (self.gco2_per_kwh, self.region, self.path)) != 1:
+            raise ValueError("give exactly one of 'gco2_per_kwh', 'region' and 'path'.")
         if (self.path is None) != (self.zone is None):
             raise ValueError("'path' and 'zone' go together.")
 

@@ -62,7 +62,7 @@ def build_nodes(scenario: Scenario, placement: PlacementSpec, args: EngineArgs, 
     prices: list[float | None] = []
     for index, node in enumerate(placement.nodes):
         with at(f"engine.placement.nodes.{index}"):
-            one, memory = _node(scenario, placement, node, args, served)
+            one, memory = build_node(scenario, placement, node, args, served)
             card = _card(scenario, node)
         built += [one] * node.count
         memories += [memory] * node.count
@@ -93,9 +93,10 @@ def _card(scenario: Scenario, node: NodeSpec) -> Gpu:
     return found if scenario.cluster.network is None else scenario.cluster.network.card(found)
 
 
-def _node(
+def build_node(
     scenario: Scenario, placement: PlacementSpec, node: NodeSpec, args: EngineArgs, served: Model
 ) -> tuple[Node, MemoryPlan]:
+    """One node and where its memory goes. Raises HardwareError where its layers do not fit."""
     model, engine, speed = scenario.model, scenario.engine, scenario.hardware.kernel_speed
     card = _card(scenario, node)
     memory = memory_plan(

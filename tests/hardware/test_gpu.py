@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import pickle
+import re
 import statistics
 from pathlib import Path
 
@@ -95,3 +96,24 @@ def test_prices_are_medians_of_the_dated_list(name: str, substring: str, memory:
             and row["tier"] == "on-demand" and row["is_spot"] == "False"
         ]  # fmt: skip
     assert gpu(name).price_per_hour == pytest.approx(statistics.median(offers), rel=0.02)
+
+
+@pytest.mark.skipif(not PRICES.is_file(), reason="the price list is not in this checkout")
+@pytest.mark.parametrize(
+    ("name", "pattern", "memory"), [("h100", "H100 SXM", 80), ("h200", "H200 SXM", 141), ("a100", "A100.* SXM", 80), ("l40s", "L40S", 48)]
+)
+def test_spot_prices_are_medians_of_the_interruptible_offers(name: str, pattern: str, memory: int) -> None:
+    with PRICES.open(newline="") as file:
+        offers = [
+            float(row["price_usd_hour"]) for row in csv.DictReader(file)
+            if re.search(pattern, row["gpu_model"]) and row["vram_gb"] == str(memory) and row["tier"] == "spot"
+        ]  # fmt: skip
+    assert gpu(name).spot_price_per_hour == pytest.approx(statistics.median(offers), abs=0.0051)
+
+
+def test_reserved_costs_less_than_on_demand_and_spot_less_again() -> None:
+    for g in gpus().values():
+        prices = [g.price("on-demand"), g.price("reserved"), g.price("spot")]
+        assert (prices[0] is None) == (prices[1] is None)
+        known = [price for price in prices if price is not None]
+        assert known == sorted(known, reverse=True)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from simulator.cli.main import app
 from simulator.core.errors import ScenarioError, UserError
 from simulator.planning import sweep as sweeping
+from simulator.planning.pool import Processes
 from simulator.planning.runs import Row
 from simulator.planning.store import Store
 from simulator.planning.sweep import Axis, Status, Task, parse_axis, sweep
@@ -63,8 +64,8 @@ def test_processes_give_the_same_rows(scenario: Path, tmp_path: Path) -> None:
     def kept(rows: list[Row]) -> list[object]:
         return [(row["settings"], row["seed"], row["summary"]) for row in rows]
 
-    alone = sweep(scenario, AXES, tmp_path / "one", jobs=1)
-    together = sweep(scenario, AXES, tmp_path / "two", jobs=2)
+    alone = sweep(scenario, AXES, tmp_path / "one")
+    together = sweep(scenario, AXES, tmp_path / "two", on=Processes(2))
     assert kept(alone) == kept(together)
 
 
