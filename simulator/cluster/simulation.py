@@ -210,6 +210,8 @@ class Simulation:
             watched=others_act(cluster) or options.get("watched", False),
             also=also,
         )
+        if dispatcher.needs & Needs.TIERS:
+            self._tiers.check_seen(cluster.router)
         slicing = Slicing(self.clock, self.columns, dispatcher) if cluster.sliced else None
         self.moves = self._movers(dispatcher, router.needs, decode_router, handed_to, pass_on)
         apart = self.moves if isinstance(self.moves, Disaggregation) else None  # prefill and decode
@@ -311,7 +313,7 @@ class Simulation:
             loans=self._loans.get(slot),
             seed=self._options.get("seed", 0),
         )
-        self._tiers.connect(index, group, engine)
+        self._tiers.connect(index, slot, group, engine)
         if eager is not None and isinstance(engine, Engine):
             engine.eager = eager or observer is not None
         seen = on_finish is not None if watched is None else watched
@@ -379,6 +381,7 @@ class Simulation:
             block_tokens=max(prefix.block_tokens, block_size) if prefix is not None else 0,
             # Prices of steps say nothing of nodes that each compute at their own time.
             predict=None if any(g.nodes for g in groups) else LinearPredictor(self.cluster.groups, self._member),
+            tiers=self._tiers,
         )
 
     def _scrape(self, fleet: Fleet, now: float) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from simulator.cluster.engines import ids_block_size
-from simulator.cluster.plan import Group
-from simulator.core.errors import ScenarioError
+from simulator.cluster.plan import Group, RouterPlan
+from simulator.core.errors import PolicyError, ScenarioError
 from simulator.kv.chunks import ChunkStack, ChunkTable
 from simulator.kv.eviction import EVICTIONS
 from simulator.kv.prefix import PrefixCache
@@ -36,9 +36,11 @@ class Tiers:
         self._shared: dict[str, Tier] = {}
         self._own: list[tuple[int, Tier]] = []
         self._stacks: list[TierStack] = []
+        self._here: dict[int, TierStack] = {}  # by place
+        self._groups = groups
 
-    def connect(self, replica: int, group: Group, engine: AnyEngine) -> None:
-        """Put the group's tiers behind a replica's prefix cache."""
+    def connect(self, replica: int, place: int, group: Group, engine: AnyEngine) -> None:
+        """Put the group's tiers behind a replica's prefix cache. place: what routers number."""
         state = engine.state
         plan, pool = group.tiers, state.pool
         if plan is None or not isinstance(pool, PrefixCache):
@@ -65,8 +67,27 @@ class Tiers:
         else:
             state.tiers = TierStack(plan, tiers, pool, prefill_s)
         self._stacks.append(state.tiers)
+        self._here[place] = state.tiers
         if isinstance(engine, AsideEngine):
             engine.connect(Asides(state, loads=plan.load == "async", window=plan.prefetch))
+
+    def after(self, replica: int, ids: Sequence[int], have: int, now: float) -> Sequence[int]:
+        """A ``TierView``'s."""
+        stack = self._here.get(replica)
+        return () if stack is None else stack.own_after(ids, have, now)
+
+    def check_seen(self, router: RouterPlan) -> None:
+        """Raises PolicyError where a router would be shown nothing of the tiers, or what has changed since."""
+        plans = [group.tiers for group in self._groups if group.tiers is not None]
+        if not any(not tier.shared for plan in plans for tier in plan.tiers):
+            message = f"router {router.policy!r} weighs KV tiers of the replicas, and there are none but shared ones."
+            raise PolicyError(message, remedy="Leave tier_weight out, or give engine.kv_tiers one that is not shared.")
+        if any(plan.match == "chunks" for plan in plans):
+            message = f"router {router.policy!r} looks for prefixes in tiers that hold chunks."
+            raise PolicyError(message, remedy="Leave tier_weight out, or use kv_tier_match: prefix.")
+        if router.metrics_interval_s > 0:
+            message = f"router {router.policy!r} is shown tiers as they are when it routes, and caches as they were."
+            raise PolicyError(message, where="cluster.router.metrics_interval_s", remedy="Set it to 0.")
 
     def _places_for(self, tier: TierPlan, plan: TierSet) -> dict[int, Place] | None:
         """Position and predecessor of each prefix block, where the tier's policy weighs them."""

@@ -156,10 +156,14 @@ class TierStack:
         pairs = zip(self.tiers, wanted, strict=True)
         return max(tier.seconds(self.now, num_bytes) for tier, num_bytes in pairs if num_bytes)
 
-    def held_after(self, ids: Sequence[int], have: int, now: float) -> list[Found]:
-        """Where a prompt goes on whose first ``have`` ids are in GPU memory, in tiers that are not shared."""
-        own = [not tier.plan.shared for tier in self.tiers]
-        return [run for run in self._runs(ids, have, len(ids), now) if own[run[0]]]
+    def own_after(self, ids: Sequence[int], have: int, now: float) -> list[int]:
+        """Ids of a prompt after its first ``have`` that each tier holds, up to the first that none has; 0 for tiers
+        that are shared."""
+        blocks = [0] * len(self.tiers)
+        for which, lo, hi in self._runs(ids, have, len(ids), now):
+            if not self.tiers[which].plan.shared:
+                blocks[which] += hi - lo
+        return blocks
 
     def load(self, row: int, ids: Sequence[int], have: int, blocks: int) -> None:
         """The step being planned loads ``blocks`` engine blocks from ``have`` on."""

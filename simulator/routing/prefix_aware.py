@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
 
+from simulator.core.errors import PolicyError
 from simulator.core.options import Range, read_options
 from simulator.routing.fleet import Among, Ints, least
 from simulator.routing.prefix_index import PrefixIndex, RoutedPrefixes, least_of
@@ -20,6 +21,8 @@ class Options:
     """index: exact asks what the engines' caches hold; approximate remembers what was sent where.
     capacity_blocks: blocks remembered per replica (approximate).
     hit_threshold: share of the prompt that must be cached for the hit to decide.
+    tier_weight: what a block in a replica's own KV tiers counts: so much of one in its GPU memory if it is in the first
+    tier, the square of it in the second, and so on (exact).
     balance_abs, balance_rel: the load decides instead when the busiest replica has more than ``balance_abs`` requests
     in flight more than the idlest, and more than ``balance_rel`` times as many.
     """
@@ -27,6 +30,7 @@ class Options:
     index: Literal["exact", "approximate"] = "exact"
     capacity_blocks: Annotated[int, Range(1)] = 100_000
     hit_threshold: Annotated[float, Range(0, 1)] = 0.3
+    tier_weight: Annotated[float, Range(0, 1)] = 0.0
     balance_abs: Annotated[int, Range(0)] = 64
     balance_rel: Annotated[float, Range(1)] = 1.5
 
@@ -41,7 +45,9 @@ class PrefixAware(Router):
     Limits: a popular prefix makes a hot replica until the balance rule spreads it; the approximate index forgets that
     engines evict.
     Reference: Zheng et al., SGLang, NeurIPS 2024 (arXiv:2312.07104), and its router's cache-aware policy, whose
-    thresholds are the defaults here.
+    thresholds are the defaults here. Weights of tiers: llm-d's precise prefix-cache scorer (gpu 1.0, cpu 0.8);
+    MemServe's global prompt tree (arXiv:2406.17565) and Mooncake's conductor (arXiv:2407.00079) see all that a replica
+    holds, too.
     """
 
     needs = Needs.IN_FLIGHT | Needs.CACHES
@@ -57,22 +63,27 @@ class PrefixAware(Router):
             self._routed = RoutedPrefixes(around.fleet.size, chosen.capacity_blocks)
             self._index = self._routed.index
             self.needs = Needs.IN_FLIGHT  # this one asks the engines nothing
+        self._tiers = around.tiers if chosen.tier_weight else None
+        if chosen.tier_weight:
+            if chosen.index == "approximate":
+                message = "router 'prefix-aware': what engines have in tiers is known to the exact index alone."
+                raise PolicyError(message, remedy="Leave out index: approximate, or tier_weight.")
+            self.needs |= Needs.TIERS
 
     def route(self, request: Request, candidates: Ints, now: float) -> int:
-        del now
-        choice = self._longest(request, candidates)
+        choice = self._longest(request, candidates, now)
         if choice < 0:
             choice = least(self._fleet.in_flight, candidates)
         if self._routed is not None and request.table is not None:
             self._routed.routed(choice, request.table.ids)
         return choice
 
-    def _longest(self, request: Request, candidates: Ints) -> int:
+    def _longest(self, request: Request, candidates: Ints, now: float) -> int:
         """-1: no hit is long enough, or the load is uneven."""
         if request.table is None or self._index is None:
             return -1
-        hits = self._index.hits(request.table.ids)
-        if not hits:
+        hits = [] if self._tiers is not None else self._index.hits(request.table.ids)
+        if not hits and self._tiers is None:
             return -1
         in_flight = self._fleet.in_flight
         all_open = len(candidates) == len(in_flight)
@@ -80,6 +91,8 @@ class PrefixAware(Router):
         low, high = int(np.minimum.reduce(loads)), int(np.maximum.reduce(loads))
         if high - low > self._options.balance_abs and high > self._options.balance_rel * low:
             return -1
+        if self._tiers is not None:
+            return self._most_worth(request.table.ids, request.prompt_tokens, candidates, now)
         allowed = self._among.bits(candidates)
         for mask, blocks in reversed(hits):
             if blocks * self._block_tokens < self._options.hit_threshold * request.prompt_tokens:
@@ -87,3 +100,17 @@ class PrefixAware(Router):
             if mask & allowed:
                 return least_of(mask & allowed, self._fleet)
         return -1
+
+    def _most_worth(self, ids: Sequence[int], prompt_tokens: int, candidates: Ints, now: float) -> int:
+        """The same with blocks in tiers, which count less."""
+        assert self._index is not None and self._tiers is not None
+        weight = self._options.tier_weight
+        in_gpu = self._index.hit_blocks(ids, self._fleet.size)[candidates]
+        worth = in_gpu.astype(np.float64)
+        for i, (replica, have) in enumerate(zip(candidates.tolist(), in_gpu.tolist(), strict=True)):
+            for depth, blocks in enumerate(self._tiers.after(replica, ids, have, now), 1):
+                worth[i] += weight**depth * blocks
+        most = worth.max()
+        if not most or most * self._block_tokens < self._options.hit_threshold * prompt_tokens:
+            return -1
+        return least(self._fleet.in_flight, candidates[worth == most])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Flag, auto
 from typing import Protocol
@@ -23,6 +23,7 @@ class Needs(Flag):
     IN_FLIGHT = auto()  # requests routed and not finished
     METRICS = auto()  # queues and KV usage of the engines, scraped
     CACHES = auto()  # what the engines' prefix caches hold, told when they are scraped
+    TIERS = auto()  # what the KV tiers of the replicas hold, as it is when a request is routed
     QUEUED_TOKENS = auto()  # prompt tokens still to compute, scraped
     ENDINGS = auto()  # a call of ``ended`` for each request
     FINISHES = auto()  # a call of ``finished`` for each request
@@ -49,12 +50,21 @@ class Predictor(Protocol):
         ...
 
 
+class TierView(Protocol):
+    """What the KV tiers of the replicas hold; those that several share are not counted."""
+
+    def after(self, replica: int, ids: Sequence[int], have: int, now: float) -> Sequence[int]:
+        """How many blocks of a prompt, after the ``have`` first that the GPU's cache holds, each tier of a replica
+        holds, fastest first, up to the first block that none has. ids: of the prompt's blocks."""
+        ...
+
+
 @dataclass(frozen=True)
 class Surroundings:
     """What a router is built with.
 
     blocks: ids of prompt blocks -> replicas whose prefix cache held them when last scraped; block_tokens: of those.
-    predict: None where no cost model is known.
+    predict: None where no cost model is known. tiers: for routers that need ``TIERS``.
     """
 
     fleet: Fleet
@@ -63,6 +73,7 @@ class Surroundings:
     blocks: PrefixIndex | None = None
     block_tokens: int = 0
     predict: Predictor | None = None
+    tiers: TierView | None = None
 
 
 class Router(Protocol):

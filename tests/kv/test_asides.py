@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from simulator.cluster.plan import ClusterPlan, Group, RouterPlan
 from simulator.cluster.simulation import Simulation
+from simulator.core.errors import PolicyError
 from simulator.kv.tier import Tier, TierPlan
 from simulator.kv.tiers import TierSet
 from simulator.metrics import summarize
@@ -205,3 +206,53 @@ def test_spans_are_steps_and_every_block_comes_back(
     same(*runs)
     assert runs[0].tiers == runs[1].tiers
     assert runs[0].tier_aside_s == runs[1].tier_aside_s
+
+
+# -- routers -----------------------------------------------------------------------------------------------------
+
+
+def routed(
+    requests: Trace, *, weight: float, step_mode: bool = False, blocks: int = 40, count: int = 2, **more: object
+) -> Simulation:
+    group = Group(PLAIN, LINEAR, blocks, tiers=tiers(DRAM, **more), count=count)
+    router = RouterPlan("prefix-aware", {"tier_weight": weight, "hit_threshold": 0.5}, 0.0)
+    return Simulation(requests, ClusterPlan((group,), router), step_mode=step_mode)
+
+
+def test_a_router_that_sees_tiers_sends_a_prompt_to_where_it_was() -> None:
+    """A and then B go to the first replica, whose tier then holds most of A; the idlest is the first one of two."""
+    late = [A, B, C, D]
+    arrival = np.array([0.0, 5.0, 5.0, 10.0, 20.0])
+    requests = Trace(arrival, np.full(5, 485), np.full(5, 2), prefix=from_rows([*late, B], 16))
+    blind, seeing = routed(requests, weight=0.0).run(), routed(requests, weight=0.8).run()
+    where = seeing.requests.replica
+    assert where[4] == where[1]
+    assert seeing.requests.cached_tokens[4] == 480
+    assert blind.requests.replica[:4].tolist() == where[:4].tolist()
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), weight=st.sampled_from([0.3, 1.0]), load=st.sampled_from(["async", "layerwise"]))
+def test_spans_are_steps_when_a_router_looks_at_tiers(seed: int, weight: float, load: str) -> None:
+    requests = trace(80, 100.0, seed=seed)
+    built = [routed(requests, weight=weight, step_mode=mode, blocks=90, count=3, load=load) for mode in (False, True)]
+    one, other = (simulation.run() for simulation in built)
+    same(one, other)
+    assert one.tiers == other.tiers
+
+
+@pytest.mark.parametrize(
+    ("options", "interval_s", "found", "words"),
+    [
+        ({"index": "approximate"}, 0.0, (DRAM,), "exact index"),
+        ({}, 0.05, (DRAM,), "as they were"),
+        ({}, 0.0, (replace(DRAM, write="through", shared=True),), "none but shared"),
+    ],
+)
+def test_routers_that_would_see_no_tiers_are_refused(
+    options: dict[str, object], interval_s: float, found: tuple[TierPlan, ...], words: str
+) -> None:
+    group = Group(PLAIN, LINEAR, 40, tiers=tiers(*found), count=2)
+    router = RouterPlan("prefix-aware", {"tier_weight": 0.5, **options}, interval_s)  # type: ignore[dict-item]
+    with pytest.raises(PolicyError, match=words):
+        Simulation(ABA, ClusterPlan((group,), router))
