@@ -9,14 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simulator.cluster.elastic import FaultPlan, GroupLife, LifePlan
 from simulator.cluster.plan import ClusterPlan, Group, RouterPlan
 from simulator.cluster.simulation import Simulation
+from simulator.cluster.transfers import KvBytes
 from simulator.core.errors import PolicyError
 from simulator.kv.tier import Tier, TierPlan
 from simulator.kv.tiers import TierSet
 from simulator.metrics import summarize
 from simulator.replica.records import SimulationRecords
 from simulator.scheduling import EngineArgs
+from tests.cluster.test_life import check as check_life
 from tests.cluster.test_many_replicas import ARGS, LINEAR, same, trace
 from tests.kv.test_tiers import ABA, BYTES, DRAM, A, B, prompts, tiers
 from tests.scheduling.invariants import check_pool, clock_never_runs_back, ends_once, nobody_is_left
@@ -256,3 +259,42 @@ def test_routers_that_would_see_no_tiers_are_refused(
     router = RouterPlan("prefix-aware", {"tier_weight": 0.5, **options}, interval_s)  # type: ignore[dict-item]
     with pytest.raises(PolicyError, match=words):
         Simulation(ABA, ClusterPlan((group,), router))
+
+
+# -- replicas that fail --------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    recovery=st.sampled_from(["finish", "recompute"]),
+    load=st.sampled_from(["async", "layerwise"]),
+    prefetch=st.sampled_from([0, 3]),
+    shared=st.booleans(),
+)
+def test_who_waits_aside_on_a_replica_that_fails_goes_elsewhere(
+    seed: int, recovery: str, load: str, prefetch: int, shared: bool
+) -> None:
+    pool = TierPlan("pool", 1e9, 1e6, 1e-4, write="through" if shared else "evict", shared=shared)
+    found = tiers(TINY, pool, load=load, prefetch=prefetch, load_if_faster=False)
+    group = Group(ARGS, LINEAR, 90, tiers=found, count=2, kv=KvBytes(1e5))
+    faults = (
+        FaultPlan("failures", {"mtbf_s": 0.5, "mttr_s": 0.4}, detection_s=0.2, recovery=recovery, max_attempts=9),  # type: ignore[arg-type]
+        FaultPlan(
+            "spot", {"mean_life_s": 1.0, "mean_away_s": 0.5, "warning_s": 0.3}, recovery=recovery, max_attempts=9
+        ),  # type: ignore[arg-type]
+    )
+    cluster = ClusterPlan(
+        (group,), RouterPlan("least-requests"), life=LifePlan((GroupLife(1, 3, 2),), None, faults, 5.0)
+    )
+    requests = trace(60, 60.0, seed=seed)
+    runs = []
+    for step_mode in (False, True):
+        built = Simulation(requests, cluster, step_mode=step_mode, seed=seed)
+        records = built.run()
+        check_life(records, requests, built)
+        for replica in built.replicas:
+            check_pool(replica.engine.state.pool)
+        runs.append(records)
+    same(*runs)
+    assert runs[0].tiers == runs[1].tiers
