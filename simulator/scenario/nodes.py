@@ -71,11 +71,12 @@ def build_nodes(scenario: Scenario, placement: PlacementSpec, args: EngineArgs, 
         prices += [None if each is None else each * node.tensor_parallel_size] * node.count
     with at("engine.placement"):
         plan = _plan(placement, built, served)
-        if all(node.gpu is not None for node in placement.nodes):
+        own = gpu(scenario.hardware.gpu).name
+        if all(node.gpu != own for node in built):
             raise ScenarioError(
                 f"no node has the scenario's hardware, {scenario.hardware.gpu}.",
                 where="nodes",
-                remedy="Leave 'gpu' out for nodes of one kind, and name that kind under 'hardware'.",
+                remedy="Name the GPU of one of them under 'hardware'.",
             )
     slots = sum(one.kv_slots for one in built)
     known = [price for price in prices if price is not None]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from functools import cache, partial
 from itertools import pairwise
 from math import inf
@@ -54,7 +55,7 @@ def plan_of(
     rates = [tokens_per_s(one.cost, LOAD) for one in nodes]
     ways = hops(nodes, LAYERS)
     flow = max_flow(nodes, rates, wires, ROW, LAYERS)
-    kinds: dict[str, partial[Routes]] = {
+    kinds: dict[str, Callable[[], Routes]] = {
         "flow": partial(FlowRoutes, nodes, ways, LAYERS, flow.edges),
         "swarm": partial(SwarmRoutes, nodes, ways, LAYERS),
         "shortest-queue": partial(QueueRoutes, nodes, ways, LAYERS, rates),
@@ -136,7 +137,7 @@ def test_the_flow_is_that_of_the_narrowest_cut() -> None:
     assert wide.tokens_per_s == pytest.approx(30.0)
     thin = Wires(0.0, region_bandwidth=2 * ROW)
     assert max_flow(nodes, [10.0, 20.0, 30.0, 30.0, 30.0], thin, ROW, LAYERS).tokens_per_s == pytest.approx(12.0)
-    out: Counter[int] = Counter()
+    out: dict[int, float] = defaultdict(float)
     for (a, b), flow in wide.edges.items():
         out[a] += flow
         out[b] -= flow
@@ -245,7 +246,7 @@ def test_whatever_the_nodes_every_token_is_made_once(  # noqa: PLR0917
     nodes: list[Node], routing: str, sizes: list[tuple[int, int]], gap: float, expected: int, budget: int, copies: int
 ) -> None:
     prompts, outputs = np.array(sizes).T
-    trace = Trace(np.arange(len(sizes)) * gap, prompts, outputs)
+    trace = Trace(np.arange(len(sizes), dtype=np.float64) * gap, prompts, outputs)
     wires = Wires(0.001, region_bandwidth=5e6, region_latency_s=0.02, coordinator="a")
     plan = plan_of(nodes, routing=routing, wires=wires, expected=expected)
     records, engine = serve(trace, plan, budget=budget, max_num_seqs=8, copies=copies)

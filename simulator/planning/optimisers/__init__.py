@@ -1,6 +1,6 @@
 """Optimisers of surveyed systems, one file each; importing this package registers those that ship."""
 
-from simulator.planning.optimisers import melange  # noqa: F401 - to register it
+from simulator.planning.optimisers import helix, melange  # noqa: F401 - to register them
 from simulator.planning.optimisers.optimiser import (
     OPTIMISERS,
     Candidate,
