@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simulator.cli.console import err, out, print_json, print_rows
-from simulator.cli.options import AsJson, FormatOptions
+from simulator.cli.console import out, print_json, print_rows
+from simulator.cli.options import AsJson, FormatOptions, KvCacheDtype
 from simulator.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,21 +24,42 @@ def cache(
         str | None, typer.Option(metavar="N,N,...", help="Capacities in the trace's blocks; by default nine up to all.")
     ] = None,
     policy: Annotated[
-        list[str] | None, typer.Option(help="Eviction policy (`windtunnel policies`); all by default. Repeatable.")
+        list[str] | None,
+        typer.Option(help="Eviction policy (`windtunnel policies`) beside the optimum; all by default. Repeatable."),
     ] = None,
+    waiting: Annotated[
+        int, typer.Option(min=0, help="Requests that wait while one is served, for policy look-ahead.")
+    ] = 64,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Say capacities in GB too: of this model's KV cache.")
+    ] = None,
+    kv_cache_dtype: KvCacheDtype = "auto",
     format: Annotated[str | None, typer.Option("--format", help="Format; found out from the file.")] = None,  # noqa: A002 - the option's name
     option: FormatOptions = None,
     head: Annotated[int | None, typer.Option(min=1, help="Only the first requests.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Policies at the same time.", show_default="processors")
+    ] = None,
     folder: Annotated[Path, typer.Option("--out", help="Folder for the table and the picture.")] = Path("runs/cache"),
     as_json: AsJson = False,
 ) -> None:
     """Hit ratio of a prefix cache against its capacity, for each eviction policy and for the offline optimum."""
+    from simulator.cli.progress import PlanProgress
     from simulator.kv.eviction import evictions
+    from simulator.planning.pool import processors
     from simulator.report.cache import curves, write_curves
 
     sizes = _sizes(capacity_blocks)
     names = evictions(policy or [])
-    found = [curves(_read(trace, format, head, option), trace, names, sizes, _tick) for trace in traces]
+    per_token = None if model is None else _bytes_per_token(model, kv_cache_dtype)
+    with PlanProgress() as progress:
+        found = [
+            curves(
+                _read(trace, format, head, option), trace, names, sizes, waiting=waiting, model=model,
+                bytes_per_token=per_token, jobs=jobs or processors(), tick=progress.tick,
+            )
+            for trace in traces
+        ]  # fmt: skip
     files = write_curves(found, folder)
     if as_json:
         print_json([curve.to_dict() for curve in found])
@@ -49,19 +70,31 @@ def cache(
 
 
 def _print(found: TraceCurves) -> None:
+    from simulator.report.cache import OPTIMUM, gigabytes, short
+
     kb = f"blocks of {found.block_tokens} tokens"
     title = f"{found.name}: {found.accesses:,} {kb}, {found.num_blocks:,} different; ideal hit ratio {found.ideal:.3f}"
+    heads = [short(blocks) for blocks in found.capacity]
+    if found.bytes_per_token is not None:
+        sizes = [found.capacity_bytes(blocks) or 0.0 for blocks in found.capacity]
+        heads = [f"{head}\n{gigabytes(size)}" for head, size in zip(heads, sizes, strict=True)]
     rows = [
-        {"capacity": size, **{curve.policy: f"{curve.prefix[i]:.3f}" for curve in found.curves}}
-        for i, size in enumerate(found.capacity)
+        {
+            "prefix hit ratio": curve.policy if curve.policy != OPTIMUM else f"{OPTIMUM} (the optimum, offline)",
+            **{head: f"{ratio:.3f}" for head, ratio in zip(heads, curve.prefix, strict=True)},
+            "mean below the optimum": f"{found.below_optimum(curve):.3f}",
+        }
+        for curve in found.curves
     ]
     print_rows(rows, title=title)
 
 
-def _tick(text: str) -> None:
-    console = err()
-    if console.is_terminal:
-        console.print(text, markup=False, style="dim")
+def _bytes_per_token(name: str, dtype: str) -> float:
+    from simulator.cost.memory import kv_bytes_per_token
+    from simulator.model.catalogue import model
+
+    found = model(name)
+    return kv_bytes_per_token(found, kv_cache_dtype=found.dtype if dtype == "auto" else dtype)
 
 
 def _sizes(text: str | None) -> list[int] | None:

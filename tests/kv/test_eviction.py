@@ -9,14 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from simulator.cli.main import app
 from simulator.core.errors import PolicyError
-from simulator.kv.curves import Accesses, accesses, capacities, count_less, hit_curve, lru_curve, simulated_curve
+from simulator.kv.accesses import Accesses, accesses, block_by_block
+from simulator.kv.curves import capacities, hit_curve, hits_by_blocks, hits_by_runs
 from simulator.kv.eviction import EVICTIONS, Eviction, evictions
+from simulator.kv.stack_distance import lru_hits, weight_below
 
 MOONCAKE = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "traces" / "mooncake"
 PROMPTS = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 6)), min_size=1, max_size=60)
@@ -36,12 +38,24 @@ def hits(policy: str, capacity: int, ids: list[int]) -> list[bool]:
     """Single blocks, each its own prompt."""
     found = prompts([[block] for block in ids])
     cache = EVICTIONS.get(policy)(capacity)
-    named = dict(zip(found.block.tolist(), ids, strict=True))
-    assert len(named) == len(set(ids))
-    return [
-        cache.access(block, 0, -1, after)
-        for block, after in zip(found.block.tolist(), found.next_use.tolist(), strict=True)
-    ]
+    return [cache.access(*row) for row in each(found)]
+
+
+def each(found: Accesses) -> list[tuple[int, int, int, int]]:
+    """What a policy is shown, block by block."""
+    blocks = block_by_block(found)
+    columns = (blocks.block, blocks.position, blocks.parent, blocks.next_request)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def grown(rows: list[tuple[int, int, int]]) -> Accesses:
+    """(which prompt before to build on, how much of it to keep, blocks to add) -> chained prompts that branch anywhere."""
+    known: dict[tuple[int, ...], int] = {}
+    texts: list[tuple[int, ...]] = [()]
+    for number, (base, keep, add) in enumerate(rows):
+        text = texts[base % len(texts)]
+        texts.append(text[: len(text) * keep // 4] + tuple(range(100 * number, 100 * number + add)))
+    return prompts([[known.setdefault(text[: k + 1], len(known)) for k in range(len(text))] for text in texts[1:]])
 
 
 @pytest.mark.parametrize("policy", EVICTIONS.names())
@@ -51,13 +65,13 @@ def test_no_policy_holds_more_than_it_may_or_lies_about_it(
 ) -> None:
     found = chains(rows)
     cache: Eviction = EVICTIONS.get(policy)(capacity)
-    for access in zip(*(c.tolist() for c in (found.block, found.position, found.parent, found.next_use)), strict=True):
+    for access in each(found):
         held = access[0] in cache
         assert cache.access(*access) == held
         assert len(cache) <= capacity
-        if not cache.needs_future:
+        if policy != "belady":
             assert access[0] in cache
-    if capacity >= found.num_blocks and not cache.needs_future:
+    if capacity >= found.num_blocks and policy != "belady":
         assert len(cache) == found.num_blocks
 
 
@@ -68,22 +82,73 @@ def test_nobody_beats_the_optimum(policy: str, rows: list[tuple[int, int]], capa
     assert sum(hits(policy, capacity, ids)) <= sum(hits("belady", capacity, ids))
 
 
-@given(rows=PROMPTS)
-def test_lru_in_one_pass_is_lru_simulated(rows: list[tuple[int, int]]) -> None:
-    found = chains(rows)
-    sizes = np.arange(1, found.num_blocks + 2)
-    quick, slow = lru_curve(found, sizes), simulated_curve(found, "lru", sizes)
-    np.testing.assert_allclose(quick.blocks, slow.blocks)
-    np.testing.assert_allclose(quick.prefix, slow.prefix)
-    assert quick.blocks[-1] == pytest.approx(found.ideal)
+GROWN = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 4), st.integers(0, 12)), min_size=1, max_size=40)
 
 
-@given(values=st.lists(st.integers(0, 300), max_size=80), data=st.data())
-def test_counting_ranks(values: list[int], data: st.DataObject) -> None:
+@pytest.mark.parametrize("policy", EVICTIONS.names())
+@settings(max_examples=30)
+@given(rows=GROWN, capacity=st.integers(1, 120), waiting=st.integers(0, 8))
+def test_runs_of_blocks_are_block_by_block(
+    policy: str, rows: list[tuple[int, int, int]], capacity: int, waiting: int
+) -> None:
+    found, make = grown(rows), EVICTIONS.get(policy)
+    assert make.runs is not None
+    by_runs = hits_by_runs(found, make.runs(capacity, found.layout), waiting)
+    assert by_runs == hits_by_blocks(block_by_block(found), make(capacity), waiting)
+
+
+@settings(max_examples=30)
+@given(rows=GROWN)
+def test_lru_in_one_pass_is_lru_simulated(rows: list[tuple[int, int, int]]) -> None:
+    found = grown(rows)
+    sizes = range(1, found.num_blocks + 2)
+    slow = [hits_by_blocks(block_by_block(found), EVICTIONS.get("lru")(size)) for size in sizes]
+    assert [(hits, hits) for hits in lru_hits(found, np.array(sizes)).tolist()] == slow
+    assert slow[-1][0] == pytest.approx(found.ideal * found.num_used)
+
+
+@pytest.mark.parametrize("policy", [name for name in EVICTIONS.names() if name != "belady"])
+@settings(max_examples=30)
+@given(rows=GROWN, capacity=st.integers(1, 120))
+def test_nobody_hits_longer_prefixes_than_the_optimum(
+    policy: str, rows: list[tuple[int, int, int]], capacity: int
+) -> None:
+    found = grown(rows)
+    best = hit_curve(found, "belady", np.array([capacity]))
+    assert best.prefix[0] == best.blocks[0] >= hit_curve(found, policy, np.array([capacity])).blocks[0]
+
+
+@settings(max_examples=30)
+@given(rows=GROWN, capacity=st.integers(1, 60))
+def test_to_look_ahead_at_nobody_is_lru(rows: list[tuple[int, int, int]], capacity: int) -> None:
+    found, sizes = grown(rows), np.array([capacity])
+    nobody = hit_curve(found, "look-ahead", sizes, waiting=0).prefix
+    assert nobody == hit_curve(found, "lru", sizes).prefix
+
+
+@settings(max_examples=30)
+@given(rows=GROWN)
+def test_runs_hold_every_block_once(rows: list[tuple[int, int, int]]) -> None:
+    found = grown(rows)
+    blocks = block_by_block(found)
+    assert len(blocks.block) == found.num_used
+    assert len(set(blocks.block.tolist())) == found.num_blocks
+    place = dict(
+        zip(blocks.block.tolist(), zip(blocks.position.tolist(), blocks.parent.tolist(), strict=True), strict=True)
+    )
+    for block, position, parent, _ in each(found):
+        assert place[block] == (position, parent)
+        assert (parent < 0) == (position == 0)
+        assert parent < 0 or place[parent][0] == position - 1
+
+
+@given(values=st.lists(st.tuples(st.integers(0, 300), st.integers(0, 9)), max_size=80), data=st.data())
+def test_summing_over_ranks(values: list[tuple[int, int]], data: st.DataObject) -> None:
     queries = data.draw(st.lists(st.tuples(st.integers(0, len(values)), st.integers(0, 301)), max_size=30))
     end, bound = (np.array([q[i] for q in queries], dtype=np.int64) for i in (0, 1))
-    expected = [sum(value < b for value in values[:e]) for e, b in queries]
-    assert count_less(np.array(values, dtype=np.int64), end, bound).tolist() == expected
+    expected = [sum(weight for value, weight in values[:e] if value < b) for e, b in queries]
+    value, weight = (np.array([v[i] for v in values], dtype=np.int64) for i in (0, 1))
+    assert weight_below(value, weight, end, bound).tolist() == expected
 
 
 def test_what_each_policy_forgets() -> None:
@@ -106,11 +171,12 @@ def test_pgdsf_forgets_leaves_first_and_keeps_what_is_dear() -> None:
     """A trunk is never forgotten before the blocks that build on it, however often they are used."""
     found = prompts([[0, 1, 2], [0, 1, 2], [0, 5], [0, 6], [0, 7], [0, 8]])
     cache = EVICTIONS.get("pgdsf")(4)
-    names = dict(zip(range(found.num_blocks), [0, 1, 2, 5, 6, 7, 8], strict=True))
-    for access in zip(*(c.tolist() for c in (found.block, found.position, found.parent, found.next_use)), strict=True):
+    place = {block: (position, parent) for block, position, parent, _ in each(found)}
+    for access in each(found):
         cache.access(*access)
-        held = {names[block] for block in range(found.num_blocks) if block in cache}
-        assert not ({1, 2, 5, 6, 7, 8} & held) or 0 in held or access[2] != -1
+        held = {block for block in place if block in cache}
+        roots = {block for block, (position, _) in place.items() if not position}
+        assert access[2] >= 0 or not held - roots or held & roots
 
 
 def test_published_hit_ratios_of_the_mooncake_conversation_trace() -> None:
@@ -122,7 +188,7 @@ def test_published_hit_ratios_of_the_mooncake_conversation_trace() -> None:
         found = prompts([json.loads(line)["hash_ids"] for line in lines])
     sizes = np.array([3_000, 10_000, 30_000, 100_000])
     assert found.ideal == pytest.approx(0.366, abs=5e-4)
-    np.testing.assert_allclose(lru_curve(found, sizes).blocks, [0.065, 0.211, 0.326, 0.364], atol=7e-4)
+    np.testing.assert_allclose(hit_curve(found, "lru", sizes).blocks, [0.065, 0.211, 0.326, 0.364], atol=7e-4)
 
 
 def test_a_curve_by_hand() -> None:
@@ -153,7 +219,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert found["capacity_blocks"] == [2, 6]
     assert found["hit_ratio"]["lru"]["prefix"] == [0.0, 0.9]
     assert (tmp_path / "out" / "cache.png").stat().st_size > 10_000
-    assert "lru,6,3072,0.900000" in (tmp_path / "out" / "cache.csv").read_text()
+    assert "lru,6,3072,,0.900000,0.900000,0.000000" in (tmp_path / "out" / "cache.csv").read_text()
     for wrong, words in (("x", "no list of capacities"), ("0", "at least 1")):
         result = CliRunner().invoke(app, [*command[:4], "--capacity-blocks", wrong])
         assert result.exit_code == 2

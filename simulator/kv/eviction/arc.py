@@ -5,6 +5,95 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from simulator.kv.eviction.policy import EVICTIONS, Eviction
+from simulator.kv.eviction.runs import Layout, Queue, Runs
+
+
+class ArcRuns(Runs):
+    def __init__(self, capacity: int, layout: Layout) -> None:
+        super().__init__(capacity, layout)
+        self.held: dict[int, Queue] = {}
+        self.remembered: dict[int, Queue] = {}
+        self._border = 0.0
+        self._once, self._again = Queue(self.length, self.held), Queue(self.length, self.held)
+        self._once_gone, self._again_gone = (Queue(self.length, self.remembered) for _ in range(2))
+
+    def hit(self, x: int, n: int) -> None:
+        del n
+        self.held[x].remove(x)
+        self._again.append(x)
+
+    def miss(self, x: int, n: int) -> None:
+        if x in self.remembered:
+            self._remembered(x, n)
+            return
+        while n > 0:
+            part = self._make_room(n)
+            self.split(x, part)
+            self._once.append(x)
+            x += part
+            n -= part
+
+    def _remembered(self, x: int, n: int) -> None:
+        """Blocks come back one by one, and the border moves with each; what they push out goes in one."""
+        gone = self.remembered[x]
+        in_again = gone is self._again_gone
+        once, again = self._once.blocks, self._again.blocks
+        once_gone, again_gone = self._once_gone.blocks, self._again_gone.blocks
+        from_once = from_again = 0
+        for _ in range(n):
+            if in_again:
+                self._border = max(0.0, self._border - max(1.0, once_gone / again_gone))
+                again_gone -= 1
+            else:
+                self._border = min(self.capacity, self._border + max(1.0, again_gone / once_gone))
+                once_gone -= 1
+            if once + again >= self.capacity:
+                if self._takes_once(once, again, in_again=in_again):
+                    once, once_gone, from_once = once - 1, once_gone + 1, from_once + 1
+                else:
+                    again, again_gone, from_again = again - 1, again_gone + 1, from_again + 1
+            again += 1
+        gone.remove(x)
+        self._again.append(x)
+        self._once.pour(from_once, self._once_gone)
+        self._again.pour(from_again, self._again_gone)
+
+    def _takes_once(self, once: int, again: int, *, in_again: bool) -> bool:
+        return bool(once) and (once > self._border or (in_again and once == int(self._border)) or not again)
+
+    def _make_room(self, n: int) -> int:
+        """For blocks that were not seen lately, as many of ``n`` as are made room for in one way."""
+        most, once, again = self.capacity, self._once.blocks, self._again.blocks
+        seen_once = once + self._once_gone.blocks
+        total = seen_once + again + self._again_gone.blocks
+        if seen_once == most and once == most:
+            n = min(n, most)
+            self._once.drop(n)
+            return n
+        if seen_once < most:
+            n = min(n, most - seen_once)
+            if total < most:
+                return min(n, most - total)
+            n = min(n, 2 * most - total) if total < 2 * most else min(n, self._again_gone.blocks)
+        else:
+            n = min(n, self._once_gone.blocks)
+        pushed_out = once + again >= most
+        takes_once = self._takes_once(once, again, in_again=False)
+        if not pushed_out:
+            n = min(n, most - once - again)
+        elif takes_once:
+            n = min(n, once)
+        else:
+            n = min(n, again, max(int(self._border) - once, 0) + 1)
+        if seen_once == most:
+            self._once_gone.drop(n)
+        elif total == 2 * most:
+            self._again_gone.drop(n)
+        if pushed_out and takes_once:
+            self._once.pour(n, self._once_gone)
+        elif pushed_out:
+            self._again.pour(n, self._again_gone)
+        return n
 
 
 @EVICTIONS.register("arc")
@@ -15,6 +104,8 @@ class Arc(Eviction):
     Limits: remembers as many forgotten ids as it holds blocks.
     Reference: Megiddo and Modha, FAST 2003.
     """
+
+    runs = ArcRuns
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity

@@ -5,6 +5,15 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from simulator.kv.eviction.policy import EVICTIONS, Eviction
+from simulator.kv.eviction.runs import Ranked
+
+
+class FifoRuns(Ranked):
+    def hit(self, x: int, n: int) -> None:
+        pass
+
+    def miss(self, x: int, n: int) -> None:
+        self.insert(x, n, 0)
 
 
 @EVICTIONS.register("fifo")
@@ -15,6 +24,8 @@ class Fifo(Eviction):
     Limits: popular blocks go when their turn comes.
     Reference: Belady, Nelson, Shedler, CACM 12 (1969), 10.1145/363011.363155 (and its anomaly).
     """
+
+    runs = FifoRuns
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity

@@ -5,6 +5,30 @@ from __future__ import annotations
 from heapq import heappop, heappush
 
 from simulator.kv.eviction.policy import EVICTIONS, Eviction
+from simulator.kv.eviction.runs import Layout, Ranked
+
+
+class GdsfRuns(Ranked):
+    def __init__(self, capacity: int, layout: Layout) -> None:
+        super().__init__(capacity, layout)
+        self.clock = 0.0
+
+    def hit(self, x: int, n: int) -> None:
+        uses = self.held[x][2] + 1
+        self.put(x, n, self.clock + uses, uses)
+
+    def miss(self, x: int, n: int) -> None:
+        while n > 0:
+            part = min(n, self.capacity - self.blocks)
+            if not part:  # the clock rises with the priority of what goes: equal ones at a time
+                lowest = self.lowest()
+                self.clock = self.held[lowest][0]
+                part = self.forget(lowest, n)
+            self.split(x, part)
+            self.blocks += part
+            self.put(x, part, self.clock + 1)
+            x += part
+            n -= part
 
 
 @EVICTIONS.register("gdsf")
@@ -17,6 +41,8 @@ class Gdsf(Eviction):
     this is least frequently used with aging; a block may go before those that build on it.
     Reference: Cherkasova, HPL-98-69R1 (1998).
     """
+
+    runs = GdsfRuns
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity

@@ -5,6 +5,15 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict
 
 from simulator.kv.eviction.policy import EVICTIONS, Eviction
+from simulator.kv.eviction.runs import Ranked
+
+
+class LfuRuns(Ranked):
+    def hit(self, x: int, n: int) -> None:
+        self.put(x, n, self.held[x][0] + 1)
+
+    def miss(self, x: int, n: int) -> None:
+        self.insert(x, n, 1)
 
 
 @EVICTIONS.register("lfu")
@@ -15,6 +24,8 @@ class Lfu(Eviction):
     Limits: yesterday's favourites stay as well; what is new has no chance against them.
     Reference: Shah, Mitra, Matani, "An O(1) algorithm for implementing the LFU cache eviction scheme" (2010).
     """
+
+    runs = LfuRuns
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity

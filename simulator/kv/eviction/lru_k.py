@@ -6,8 +6,48 @@ from collections import OrderedDict
 from heapq import heappop, heappush
 
 from simulator.kv.eviction.policy import EVICTIONS, Eviction
+from simulator.kv.eviction.runs import Layout, Queue, Ranked
 
 K = 2
+NEVER = float("-inf")
+
+
+class LruKRuns(Ranked):
+    """Ranks by second-last use, then by last use."""
+
+    def __init__(self, capacity: int, layout: Layout) -> None:
+        super().__init__(capacity, layout)
+        self._memory = capacity  # ids
+        self.remembered: dict[int, Queue] = {}
+        self._gone = Queue(self.length, self.remembered)  # tags: last use less number, the same all over a piece
+
+    @staticmethod
+    def shift(level: float, n: int) -> float:
+        return level + n
+
+    def hit(self, x: int, n: int) -> None:
+        self.put(x, n, self.held[x][1])
+
+    def miss(self, x: int, n: int) -> None:
+        before = NEVER
+        if x in self.remembered:
+            full, first = self.blocks >= self.capacity, self._gone.front() == x
+            pushed_out = full and first and self._gone.blocks >= self.capacity  # each by the victim of the one before
+            last = self._gone.remove(x)
+            if not pushed_out:
+                before = last + x
+                if full:  # the first victim comes while all ``n`` are remembered
+                    self._memory -= n
+                    self.evict(1)
+                    self._memory += n
+        self.insert(x, n, before)
+
+    def forget(self, x: int, n: int) -> int:
+        last = int(self.held[x][1])
+        n = super().forget(x, n)
+        self._gone.append(x, last - x)
+        self._gone.drop(self._gone.blocks - self._memory)
+        return n
 
 
 @EVICTIONS.register("lru-k")
@@ -18,6 +58,8 @@ class LruK(Eviction):
     Limits: a block must come twice while it is remembered (as many forgotten ids are, as blocks are held); O(log n).
     Reference: O'Neil, O'Neil, Weikum, SIGMOD 1993, 10.1145/170035.170081 (no correlated reference period).
     """
+
+    runs = LruKRuns
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity

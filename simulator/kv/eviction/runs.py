@@ -37,6 +37,8 @@ class Runs(ABC):
 
     held: Mapping[int, Any]
     """Pieces in the cache."""
+    remembered: Mapping[int, Any] = {}
+    """Pieces that are not, but whose ids the policy keeps."""
 
     def __init__(self, capacity: int, layout: Layout) -> None:
         self.capacity = capacity
@@ -72,9 +74,19 @@ class Runs(ABC):
             n = self.length[x]
             if x in self.held:
                 self.hit(x, n)
+            elif x in self.remembered:
+                self.miss(x, n)
             else:
+                n = self._join(x, n, end)
                 self.miss(x, n)
             x += n
+
+    def _join(self, x: int, n: int, end: int) -> int:
+        """Make one piece of all that follow and are as unknown."""
+        while (y := x + n) < end and y not in self.held and y not in self.remembered:
+            n += self.length.pop(y)
+        self.length[x] = n
+        return n
 
     @abstractmethod
     def hit(self, x: int, n: int) -> None:
