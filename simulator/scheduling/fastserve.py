@@ -12,7 +12,7 @@ from simulator.scheduling.policy import POLICIES
 from simulator.scheduling.preemptive import Preemptive
 from simulator.scheduling.request import Request
 from simulator.scheduling.state import EngineState
-from simulator.scheduling.step import DECODE, Step
+from simulator.scheduling.step import Step
 from simulator.scheduling.swapping import Swapping
 
 
@@ -59,12 +59,12 @@ class FastServe(Preemptive):
     not be predicted, only prompts, whose time is known.
     Limits: no gain without a queue; a swap space that is full means recomputation. Among requests of one queue, the
     first to join it goes first. The paper orders swaps by the estimated next scheduled time; here the order of the
-    queues stands for it. KV that stays is not charged to the prefix cache, which may hold as much. Time runs while
-    anybody waits; a request that runs while nobody waits has used that time too.
+    queues stands for it. Time runs while anybody waits; a request that runs while nobody waits has used that time too.
     Reference: Wu et al., FastServe, 2023 (arXiv:2305.05920), sections 4 and 5; starvation_s is its alpha of 300 ms.
     """
 
     steady = False
+    stays = True
 
     def __init__(self, args: EngineArgs) -> None:
         options = read_options(FastServeOptions, args.policy, args.options)
@@ -75,7 +75,6 @@ class FastServe(Preemptive):
     def prepare(self, state: EngineState) -> None:
         super().prepare(state)
         self.jobs: dict[Request, Job] = {}
-        self.resident: dict[Request, int] = {}  # who gave way but has its KV on the GPU still, and how many blocks
         self.link_free = 0.0  # s, when all copies so far are done
         self.last, self.last_step_s = 0.0, 0.0
 
@@ -94,10 +93,7 @@ class FastServe(Preemptive):
 
     def schedule(self, state: EngineState) -> Step | None:
         self.last_step_s, self.last = state.now - self.last, state.now
-        plan = super().schedule(state)
-        if self.resident and plan is not None and plan is not DECODE:
-            self._move_out(state, plan)
-        return plan
+        return super().schedule(state)
 
     def refresh(self, state: EngineState, queue: RankedQueue) -> None:
         """Who has used up its quantum goes down; who has waited too long goes up."""
@@ -105,7 +101,6 @@ class FastServe(Preemptive):
         waiting = [*(queue[i] for i in range(len(queue))), *state.swapped]
         alive = [*waiting, *state.running]
         self.jobs = {r: self.jobs.get(r) or Job(self._joins(r), now) for r in alive}
-        self.resident = {r: blocks for r, blocks in self.resident.items() if r in self.jobs}
         for request in waiting:
             job = self.jobs[request]
             if starvation and job.level and now - job.since >= starvation:
@@ -130,25 +125,7 @@ class FastServe(Preemptive):
             job.used += state.now - job.since
             job.running, job.since = False, state.now
 
-    # -- KV ----------------------------------------------------------------------------------------------------
-
-    def swaps_out(self, state: EngineState, step: Step, request: Request, blocks: int) -> None:
-        self.resident[request] = blocks  # for now
-
-    def swaps_in(self, state: EngineState, step: Step, request: Request, blocks: int) -> None:
-        if self.resident.pop(request, None) is None:
-            self._copy(state, step, blocks)
-
-    def _move_out(self, state: EngineState, step: Step) -> None:
-        """KV for which there is no room any more goes to host memory, of the last in the queues first."""
-        kept = sum(self.resident.values())
-        while kept > state.pool.free - state.blocks_next:
-            request = max(self.resident, key=lambda r: (self.rank(state, r), r.arrival, r.row))
-            blocks = self.resident.pop(request)
-            kept -= blocks
-            self._copy(state, step, blocks)
-
-    def _copy(self, state: EngineState, step: Step, blocks: int) -> None:
+    def copies(self, state: EngineState, step: Step, blocks: int) -> None:
         seconds = blocks * self.host.block_copy_s
         if not self.options.proactive:
             step.extra_s += seconds

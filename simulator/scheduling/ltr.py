@@ -31,7 +31,8 @@ class Ltr(Preemptive):
     """Learning to rank: requests run in the order of a ranking model's scores, and the starving go first.
 
     Decides: order by a score given once, at arrival (by default a rank predictor with Kendall's tau 0.6); those of the
-    best scores that fit make up the batch, at every step, and running requests behind a waiting one give way. Whoever
+    best scores that fit make up the batch, at every step, and running requests behind a waiting one give way. Their KV
+    stays on the GPU until others need its room, then it is thrown away or swapped out (option ``preemption``). Whoever
     has waited ``starvation_steps`` steps since it last ran comes before all others until it has run ``quantum_steps``.
     Why it helps: an order is easier to learn than lengths, and it is all that shortest-job-first needs.
     Limits: as ``srpt``; progress does not count, so a long request close to its end may give way. The paper's ranking
@@ -40,6 +41,7 @@ class Ltr(Preemptive):
     """
 
     steady = False
+    stays = True
 
     def __init__(self, args: EngineArgs) -> None:
         options = read_options(LtrOptions, args.policy, args.options)

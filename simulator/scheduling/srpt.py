@@ -29,15 +29,18 @@ class Srpt(Preemptive):
     """Shortest remaining processing time: the requests with the fewest predicted tokens left run.
 
     Decides: order by predicted output less the tokens made (never below 0). A waiting request with fewer tokens left
-    takes the place of a running one with more, which is recomputed or swapped out (option ``preemption``), unless that
-    one is past ``preempt_until`` of its prediction: its KV is large and it is about to leave.
+    takes the place of a running one with more, unless that one is past ``preempt_until`` of its prediction: its KV is
+    large and it is about to leave. KV of those who gave way stays on the GPU until others need its room, then it is
+    recomputed or swapped out (option ``preemption``).
     Why it helps: for mean latency no order is better when lengths are known and preemption is free.
-    Limits: it is not free: recomputation costs the prompt and all tokens made, swapping the link. A request that is
-    longer than predicted counts as nearly done for the rest of its life. The prediction is made once; TRAIL's
-    refinement from the model's embeddings at every token is an error model with a smaller sigma. No gain without a
-    queue.
+    Limits: preemption is not free where memory is short: recomputation costs the prompt and all tokens made, swapping
+    the link. A request that is longer than predicted counts as nearly done for the rest of its life. The prediction is
+    made once; TRAIL's refinement from the model's embeddings at every token is an error model with a smaller sigma. No
+    gain without a queue.
     Reference: Shahout et al., TRAIL, ICLR 2025 (arXiv:2410.01035), section 3.
     """
+
+    stays = True
 
     def __init__(self, args: EngineArgs) -> None:
         options = read_options(SrptOptions, args.policy, args.options)

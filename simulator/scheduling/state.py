@@ -520,12 +520,16 @@ class EngineState:
         step.preempted.append(request)
         self.swapped.append(request)
 
-    def discard(self, request: Request) -> None:
+    def discard(self, request: Request, step: Step) -> None:
         """The KV of a swapped request is thrown away: it waits and is computed again."""
         self.swapped.remove(request)
         request.target = request.computed + 1
         request.computed = 0
         self.waiting.appendleft(request)
+        if request not in step.preempted:  # else what it made is yet to be written down
+            request.preemptions += 1
+            request.first_token_step, request.last_step = self.token_steps, self.token_steps + 1  # since then: nothing
+            step.preempted.append(request)
 
     def swap_in(self) -> None:
         """The next swapped request takes blocks again and decodes from this step on."""

@@ -8,8 +8,6 @@ from typing import Annotated, Literal
 from simulator.core.errors import PolicyError
 from simulator.core.options import Range
 from simulator.scheduling.args import EngineArgs
-from simulator.scheduling.request import Request
-from simulator.scheduling.state import EngineState
 
 
 @dataclass(frozen=True)  # without slots: options of policies derive from several such classes
@@ -39,8 +37,6 @@ class HostMemory:
         self.block_copy_s = block_bytes / (options.pcie_gb_s * 1e9)
         self.blocks = int(options.swap_space_gib * (1 << 30) / block_bytes) if swaps else 0
 
-    def takes(self, state: EngineState, request: Request) -> bool:
-        """Whether there is room for the KV of a running request."""
-        if not self.blocks or not request.decoding:
-            return False
-        return state.blocks_held(request) <= self.blocks - sum(map(state.blocks_held, state.swapped))
+    def takes(self, blocks: int, taken: int) -> bool:
+        """Whether there is room for so many more blocks beside those that it holds."""
+        return self.blocks > 0 and blocks <= self.blocks - taken

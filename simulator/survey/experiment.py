@@ -11,7 +11,6 @@ from scipy.signal import lfilter
 
 from simulator.core.errors import ScenarioError
 from simulator.core.names import suggestion
-from simulator.core.random import streams
 from simulator.cost.served_experts import ServedExperts
 from simulator.metrics.experience import quality_of_experience
 from simulator.metrics.stats import Floats, Ints
@@ -57,7 +56,7 @@ class Experiment:
 
 
 def load_of(chosen: Variant) -> Trace:
-    """The requests of a variant; parts of a mixed load come each with their labels and random draws of their own."""
+    """The requests of a variant; parts of a mixed load come each with their labels and a seed of their own."""
     scenario = chosen.scenario
     if not chosen.mix:
         return make_trace(scenario.workload, scenario.seed)
@@ -69,10 +68,6 @@ def load_of(chosen: Variant) -> Trace:
         labels: dict[str, Any] = {name: Labels(nobody, (value,)) for name, value in given.items()}
         if part.priority is not None:
             trace = replace(trace, priority=np.full(len(trace), part.priority))
-        if part.predicted_length_error is not None:
-            draws = streams(scenario.seed).stream(f"survey.{index}.predictor").standard_normal(len(trace))
-            predicted = trace.output_tokens * np.exp(part.predicted_length_error * draws)
-            trace = replace(trace, priority=np.rint(predicted).astype(np.int64))
         traces.append(replace(trace, **labels))
     return transforms.merge(traces)
 

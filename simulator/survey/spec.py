@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
-from simulator.scenario.spec import Bool, Name, NonNegativeNumber, Number, Positive, PositiveNumber, Str, spec
+from simulator.scenario.spec import Bool, Name, Number, Positive, PositiveNumber, Str, spec
 
 Key = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=60)]
 Formula = Annotated[str, Field(strict=True, min_length=1, max_length=1000)]
@@ -126,12 +126,6 @@ class Part:
     """Label of the trace's `slo_class` column."""
     priority: int | None = None
     """Value of the trace's `priority` column: smaller is served first."""
-    predicted_length_error: NonNegativeNumber | None = None
-    """Priority is the predicted output length: the true one times a log-normal error of this sigma (0: an oracle)."""
-
-    def __post_init__(self) -> None:
-        if self.priority is not None and self.predicted_length_error is not None:
-            raise ValueError("give either 'priority' or 'predicted_length_error'.")
 
 
 @spec

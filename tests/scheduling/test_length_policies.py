@@ -112,6 +112,17 @@ class TestShortestFirst:
         assert gives_way.preemptions[:4].sum() > 0 == waits.preemptions.sum()
         assert (gives_way.finish[4:] - 0.5).max() < 0.1 * (waits.finish[4:] - 0.5).min()
 
+    @pytest.mark.parametrize("policy", ["srpt", "ltr"])
+    def test_kv_stays_on_the_gpu_until_others_need_its_room(self, policy: str) -> None:
+        """As before, with memory for all twelve and for half of that: coming back costs nothing, or the KV again."""
+        trace = Trace(np.array([0.0] * 4 + [0.5] * 8), np.full(12, 100), np.array([1000] * 4 + [10] * 8))
+        options: dict[str, object] = (
+            {"predictor": "oracle", "preempt_until": 1.0} if policy == "srpt" else {"predictor": "oracle"}
+        )
+        roomy, scarce = (serve(trace, policy, max_num_seqs=4, kv_tokens=n, options=options) for n in (16384, 1200))
+        assert roomy.requests.preemptions[:4].sum() > 0 == roomy.tokens_recomputed
+        assert scarce.tokens_recomputed > 0
+
     def test_who_is_nearly_done_stays(self) -> None:
         trace = Trace(np.array([0.0] * 4 + [6.0] * 4), np.full(8, 100), np.array([1000] * 4 + [10] * 4))
         stays = four(trace, "srpt", preempt_until=0.5).requests

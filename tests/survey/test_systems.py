@@ -102,7 +102,7 @@ def test_parts_of_a_mixed_load_carry_their_labels(tmp_path: Path) -> None:
         """baseline:
   mix:
     - {tenant: light, priority: 1, workload: &load {synthetic: {num_requests: 20, arrivals: {process: at_once}, lengths: {prompt: 9, output: 5}}}}
-    - {tenant: heavy, predicted_length_error: 0, workload: *load}""",
+    - {tenant: heavy, workload: *load}""",
     ).replace("one.requests.finished", "one.light").replace("{of: baseline}", "{of: baseline, values: {light: \"count(requests.tenant == 'light')\"}}", 1)  # fmt: skip
     assert evaluate(tiny(tmp_path, text)).checks[0].within
 
