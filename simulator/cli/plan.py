@@ -79,10 +79,12 @@ def _print_optimised(found: Optimised, written: dict[str, Path], *, as_json: boo
     if found.second:
         console.print(found.second, markup=False, soft_wrap=True)
     console.print()
-    rows = found.rows[:20]
-    print_rows([{name: value for name, value in row.items() if name not in ("low", "high")} for row in rows])
+    rows = [row for row in found.rows if row["rank"] is not None][:20]
+    dropped = {"low", "high", "rank"} | ({"reason"} if not any(row["reason"] for row in rows) else set())
+    print_rows([{name: value for name, value in row.items() if name not in dropped} for row in rows])
     if len(found.rows) > len(rows):
-        console.print(f"and {len(found.rows) - len(rows)} more in {written['designs.csv']}", markup=False)
+        others = f"and {len(found.rows) - len(rows)} more, those that cannot be with the reason, in"
+        console.print(f"{others} {written['designs.csv']}", markup=False, soft_wrap=True)
     for what, command in found.commands():
         console.print(f"\n{what[:1].upper()}{what[1:]}:\n  {command}", markup=False, soft_wrap=True)
     console.print(f"\nReport: {written['report.html']}", markup=False, soft_wrap=True)

@@ -5,6 +5,7 @@ from simulator.scheduling import (  # noqa: F401 - imported to register them
     andes,
     drr,
     edf,
+    exegpt,
     fastgen,
     fastserve,
     infercept,

@@ -113,7 +113,8 @@ class _Bench:
         question = Question(
             chosen.scenario, (chosen.scenario.seed,), spec.tolerance, ledger=self.ledger, requests=requests
         )
-        kind, options = read_options(spec.optimiser, spec.options, self.file.source)
+        computed = {name: Formula(text).number(self.results) for name, text in spec.computed.items()}
+        kind, options = read_options(spec.optimiser, spec.options | computed, self.file.source)
         found = ask(kind(question, options), spec.optimiser, spec.top)
         if found.best is None:
             raise ScenarioError(found.answer)

@@ -102,7 +102,10 @@ def _check_measure(file: SystemFile, name: str, measure: Measure) -> None:
         _parsed(file, ("measure", name, "values", key), text)
     if measure.optimise is not None:
         asked = measure.optimise
-        read_options(asked.optimiser, asked.options, file.source, ("measure", name, "optimise"))
+        root = ("measure", name, "optimise")
+        read_options(asked.optimiser, asked.options | dict.fromkeys(asked.computed, 1.0), file.source, root)
+        for key, text in asked.computed.items():
+            _check_names(file, (*root, "computed", key), text, earlier)
     if measure.capacity is not None:
         _parsed(file, ("measure", name, "capacity", "meets"), measure.capacity.meets)
 

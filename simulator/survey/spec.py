@@ -51,6 +51,8 @@ class OptimiseSpec:
     """A registered name (`windtunnel policies`) or package.module:Class."""
     options: dict[str, Any] = field(default_factory=dict)
     """Its own options."""
+    computed: dict[Key, Formula] = field(default_factory=dict)
+    """Options whose values are formulas over what was measured before."""
     top: Positive = 1
     """Candidates that are simulated."""
     tolerance: PositiveNumber = 0.05

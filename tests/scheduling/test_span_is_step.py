@@ -55,6 +55,8 @@ VARIANTS: list[tuple[str, dict[str, object]]] = [
     ("andes", {**SWAP, "interval_s": 0.05, "expected_ttft_s": 0.1, "expected_tokens_per_s": 30.0}),
     ("edf", {"deadlines_s": "0.1, 1"}),
     ("aging", {"aging_s": 0.1}),
+    ("exegpt", {"encode_batch": 3, "decode_steps": 5}),
+    ("exegpt", {"encode_batch": 1, "decode_steps": 1}),
     ("ragcache", {"window": 3}),
 ]
 PAGED = {name for name in POLICIES.names() if POLICIES.get(name).prefix_caching is not None}

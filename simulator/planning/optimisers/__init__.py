@@ -1,6 +1,10 @@
 """Optimisers of surveyed systems, one file each; importing this package registers those that ship."""
 
-from simulator.planning.optimisers import helix, melange  # noqa: F401 - to register them
+from simulator.planning.optimisers import (  # noqa: F401 - to register them
+    exegpt,
+    helix,
+    melange,
+)
 from simulator.planning.optimisers.optimiser import (
     OPTIMISERS,
     Candidate,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,8 +126,11 @@ class Optimised:
             row |= {name: getattr(found, name) if known else None for name in ("value", "low", "high")}
             row["simulated"] = row.pop("value")
             row["gap"] = gap(one, found) if found is not None and known else None
+            row |= {} if found is None else {name: _plain(value) for name, value in found.columns.items()}
             rows.append(row | {"reason": one.reason or (found.reason if found is not None else "") or None})
-        order = ("rank", "design", *_columns(self.candidates), "belief", "simulated", "low", "high", "gap", "reason")
+        ours = _names(one.columns for one in self.candidates)
+        more = _names(self.found[at].columns for at in sorted(self.found))
+        order = ("rank", "design", *ours, "belief", "simulated", "low", "high", "gap", *more, "reason")
         return [{name: row.get(name) for name in order} for row in rows]
 
     @property
@@ -232,8 +235,8 @@ def _interval(found: Simulated) -> str:
     return f"interval {number(found.low)} to {number(found.high)}"
 
 
-def _columns(candidates: tuple[Candidate, ...]) -> list[str]:
-    return list(dict.fromkeys(name for one in candidates for name in one.columns))
+def _names(columns: Iterable[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for one in columns for name in one))
 
 
 def _plain(value: Any) -> Any:

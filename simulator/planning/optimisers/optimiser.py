@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,11 +14,11 @@ from simulator.core.registry import Registry
 from simulator.metrics.slo import Slo
 from simulator.planning.bounds import highest_rate, likely_rate, roles_of
 from simulator.planning.capacity import sustained, t_half_width
-from simulator.planning.ledger import Ledger
+from simulator.planning.ledger import Ledger, Row
 from simulator.planning.load import reason_of
 from simulator.planning.pool import spread
-from simulator.planning.probe import Bench
-from simulator.planning.runs import WORKSHOP
+from simulator.planning.probe import Bench, fingerprint
+from simulator.planning.runs import WORKSHOP, run_key
 from simulator.scenario.config import Scenario
 from simulator.scenario.setup import build_slo
 from simulator.scenario.spec import spec
@@ -44,18 +46,27 @@ class Design:
 
 @dataclass(frozen=True)
 class Simulated:
-    """What a simulation found: mean of the replications and its interval; NaN: it cannot be built, for a ``reason``."""
+    """What a simulation found: mean of the replications and its interval; NaN: it cannot be built, for a ``reason``.
+    ``columns``: what else of it tables show."""
 
     value: float
     low: float
     high: float
     reason: str = ""
+    columns: Mapping[str, float | None] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, values: Sequence[float], confidence: float) -> Simulated:
+    def of(
+        cls, values: Sequence[float], confidence: float, columns: Mapping[str, float | None] | None = None
+    ) -> Simulated:
         """One value per replication; the interval is Student's t."""
         mean, half = sum(values) / len(values), t_half_width(values, confidence)
-        return cls(mean, mean - half, mean + half)
+        return cls(mean, mean - half, mean + half, columns=columns or {})
+
+    @classmethod
+    def refused(cls, error: UserError) -> Simulated:
+        """Of a design that cannot be built."""
+        return cls(math.nan, math.nan, math.nan, reason_of(error))
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,18 @@ class Question:
         _ = self.slo  # there must be one
         return Bench(design.scenario, self.ledger, requests=design.requests)
 
+    def once(self, what: str, design: Design, seed: int, make: Callable[[], Row]) -> Row:
+        """Numbers of a run (plain data), made now or kept from before."""
+        load = "" if design.requests is None else fingerprint(design.requests)
+        asked = f"{what}/{run_key(replace(design.scenario, seed=seed))}/{load}"
+        key = hashlib.sha256(asked.encode()).hexdigest()
+        row = self.ledger.get(key)
+        if row is None:
+            row = {"found": make()}
+            self.ledger.add(key, row)
+        found: Row = row["found"]
+        return found
+
     def seeds_of(self, design: Design) -> tuple[int, ...]:
         """One where a seed would not change the requests."""
         workload = design.scenario.workload
@@ -154,7 +177,7 @@ def _sustained(task: tuple[Question, Design]) -> Simulated:
             bench.probe, 1, seeds, guess=guess, tolerance=question.tolerance, confidence=question.confidence
         )
     except UserError as error:
-        return Simulated(float("nan"), float("nan"), float("nan"), reason_of(error))
+        return Simulated.refused(error)
     # A short run of short requests ends before a queue shows; no load is carried faster than the steps allow.
     most = highest_rate(bench.groups, roles, trace)
     return Simulated(min(found.rate, most), min(found.low, most), min(found.high, most))
