@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from simulator.cli.console import err, print_json, print_rows
 from simulator.cli.options import AsJson, ScenarioFile, Settings
 
 
-def tiers(scenario: ScenarioFile, settings: Settings = None, as_json: AsJson = False) -> None:
+def tiers(
+    scenario: ScenarioFile,
+    settings: Settings = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder for a page with pictures, tiers.html.")] = None,
+    as_json: AsJson = False,
+) -> None:
     """Run a scenario without its KV tiers, with the first, with the first two: hits, bytes, TTFT, value of a GB."""
     from simulator.planning.tier_worth import tier_worth
     from simulator.scenario.load import anchored, located
@@ -15,6 +25,11 @@ def tiers(scenario: ScenarioFile, settings: Settings = None, as_json: AsJson = F
     source = override(read_source(scenario), settings or [])
     with located(source):
         found = tier_worth(anchored(source), _tick)
+    if folder is not None:
+        from simulator.planning.tier_page import write_page
+
+        path = write_page(found, folder, title=source.name, command=f"windtunnel tiers {scenario}")
+        err().print(f"Written: {path}", markup=False, soft_wrap=True)
     if as_json:
         print_json([row.to_dict() for row in found])
         return
@@ -32,6 +47,7 @@ def tiers(scenario: ScenarioFile, settings: Settings = None, as_json: AsJson = F
                 "busy GPU s": round(row.busy_gpu_s),
                 "saved per GB: TTFT, us": _of(row.ttft_saved_s_per_gb, 1e6),
                 "GPU s": _of(row.busy_gpu_s_saved_per_gb, 1.0),
+                "USD a month": _of(row.usd_saved_per_gb_month, 1.0),
             }
             for row in found
         ],

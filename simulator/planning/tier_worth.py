@@ -9,8 +9,10 @@ from typing import Any
 from simulator.core.errors import ScenarioError
 from simulator.metrics.summary import Summary
 from simulator.scenario.config import Scenario
-from simulator.scenario.run import run
+from simulator.scenario.run import run, usd_per_hour
 from simulator.scenario.trace import make_trace
+
+HOURS_OF_MONTH = 730.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,7 @@ class Worth:
     capacity_gb: float  # of the last one, all copies
     gpu_hit_share: float  # of all prompt tokens
     tier_hit_share: float  # the same, of all tiers together
+    hit_shares: dict[str, float]  # the same, of each
     read_gb: float  # from all tiers
     written_gb: float
     mean_ttft_s: float
@@ -29,6 +32,7 @@ class Worth:
     ttft_saved_s: float  # mean per request, against the run without tiers
     ttft_saved_s_per_gb: float | None
     busy_gpu_s_saved_per_gb: float | None
+    usd_saved_per_gb_month: float | None  # price of those GPU seconds, at the rate of the run; None: GPUs without price
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -58,11 +62,14 @@ def tier_worth(scenario: Scenario, tell: Callable[[str], None] = lambda _: None)
         result = run(replace(scenario, engine=engine), trace=trace)
         gpus = sum(group.num_gpus * group.replicas for group in result.groups)
         replicas = sum(group.replicas for group in result.groups)
-        found.append(_worth(name, result.summary, gpus / replicas, found))
+        price = usd_per_hour(result.groups)
+        monthly = None if price is None else price / gpus * HOURS_OF_MONTH / result.records.end  # USD per GPU second
+        found.append(_worth(name, result.summary, gpus / replicas, monthly, found))
     return found
 
 
-def _worth(name: str, summary: Summary, gpus_per_replica: float, before: list[Worth]) -> Worth:
+def _worth(name: str, summary: Summary, gpus_per_replica: float, monthly: float | None, before: list[Worth]) -> Worth:
+    """monthly: USD that a GPU second of the run is worth in a month of such runs."""
     kept, latency = summary["kv_tiers"], summary["latency"]["ttft_s"]
     rows = kept["tiers"] if kept is not None else {}
     hits = summary["engine"]["prefix_hit_ratio_run"] or 0.0
@@ -75,6 +82,7 @@ def _worth(name: str, summary: Summary, gpus_per_replica: float, before: list[Wo
         capacity_gb=capacity,
         gpu_hit_share=hits - lower,
         tier_hit_share=lower,
+        hit_shares={tier: row["share"] for tier, row in rows.items()},
         read_gb=sum(row["bytes_read"] for row in rows.values()) / 1e9,
         written_gb=sum(row["bytes_written"] for row in rows.values()) / 1e9,
         mean_ttft_s=ttft,
@@ -83,4 +91,5 @@ def _worth(name: str, summary: Summary, gpus_per_replica: float, before: list[Wo
         ttft_saved_s=before[0].mean_ttft_s - ttft if before else 0.0,
         ttft_saved_s_per_gb=(before[-1].mean_ttft_s - ttft) / capacity if before else None,
         busy_gpu_s_saved_per_gb=(before[-1].busy_gpu_s - busy) / capacity if before else None,
+        usd_saved_per_gb_month=(before[-1].busy_gpu_s - busy) / capacity * monthly if before and monthly else None,
     )

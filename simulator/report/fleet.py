@@ -146,12 +146,13 @@ def tier_rows(summary: dict[str, Any]) -> list[list[str]]:
     rows = [["GPU", "", f"{100 * found['gpu']['share']:.1f} %", "", "", ""]]
     for name, row in found["tiers"].items():
         copies = f"{row['copies']:.0f} x " if row["copies"] > 1 else ""
+        ahead = f", {number(row['bytes_prefetched'] / 1e9)} of them ahead" if row["bytes_prefetched"] else ""
         rows.append(
             [
                 name,
                 f"{copies}{number(row['capacity_bytes'] / row['copies'] / 1e9)} GB",
                 f"{100 * row['share']:.1f} %",
-                f"{number(row['bytes_read'] / 1e9)} GB",
+                f"{number(row['bytes_read'] / 1e9)} GB{ahead}",
                 f"{number(row['bytes_written'] / 1e9)} GB",
                 f"{100 * row['read_utilization']:.1f} %",
             ]

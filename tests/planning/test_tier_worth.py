@@ -65,6 +65,23 @@ def test_the_command_prints_the_table(scenario: Path, capsys: pytest.CaptureFixt
     assert "Each tier added to those before it" in capsys.readouterr().out
 
 
+def test_the_page_says_what_was_saved(scenario: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["tiers", str(scenario), "--out", str(tmp_path / "out"), "--json"])
+    assert stop.value.code == 0
+    page = (tmp_path / "out" / "tiers.html").read_text(encoding="utf-8")
+    none, dram, ssd = tier_worth(load(scenario))
+    assert sum(dram.hit_shares.values()) == pytest.approx(dram.tier_hit_share)
+    assert page.count("<svg") == 4
+    for name, row in (("dram", dram), ("ssd", ssd)):
+        assert f"GB of {name} takes" in page
+        assert f"<td>{row.tier_hit_share:.1%}</td>" in page
+    saved = dram.busy_gpu_s_saved_per_gb
+    assert saved is not None and dram.usd_saved_per_gb_month is not None
+    assert (dram.usd_saved_per_gb_month > 0) == (saved > 0)
+    assert none.usd_saved_per_gb_month is None
+
+
 def test_there_must_be_tiers(scenario: Path) -> None:
     scenario.write_text(
         RAG.replace("  kv_tier_match: chunks\n", "").split("  kv_tiers")[0] + "workload:" + RAG.split("workload:")[1]
