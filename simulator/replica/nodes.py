@@ -77,7 +77,7 @@ class Journey:
 class Work:
     """Tokens of a request on their way: a chunk of its prompt, or the one that it decodes."""
 
-    __slots__ = ("computed", "decodes", "epoch", "journey", "last", "new", "position", "sent")
+    __slots__ = ("computed", "decodes", "entry", "epoch", "journey", "last", "layers", "new", "position", "sent")
 
     def __init__(self, journey: Journey, new: int, computed: int, *, last: bool) -> None:
         self.journey = journey
@@ -86,15 +86,18 @@ class Work:
         self.last = last  # a token comes of it
         self.decodes = False
         self.position = 0  # of the hops
+        self.entry, self.layers = journey.hops[0][1:]  # of that hop
         self.sent = 0.0  # s
 
     @property
     def void(self) -> bool:
         return self.epoch != self.journey.epoch
 
-    @property
-    def hop(self) -> Hop:
-        return self.journey.hops[self.position]
+    def go_to(self, position: int) -> int:
+        """The hop it is on; returns its node."""
+        self.position = position
+        node, self.entry, self.layers = self.journey.hops[position]
+        return node
 
 
 class Station:
@@ -120,12 +123,12 @@ class Station:
 
     def seconds(self, batch: Sequence[Work]) -> float:
         """Of a batch: layer after layer, with whoever has entered by then."""
-        entries = sorted({work.hop.entry for work in batch})
+        entries = sorted({work.entry for work in batch})
         if len(entries) == 1:
             return _seconds(self._cost(entries[0], self.node.end), batch)
         ends = [*entries[1:], self.node.end]
         return sum(
-            _seconds(self._cost(entry, end), [work for work in batch if work.hop.entry <= entry])
+            _seconds(self._cost(entry, end), [work for work in batch if work.entry <= entry])
             for entry, end in zip(entries, ends, strict=True)
         )
 
@@ -319,8 +322,8 @@ class NodesEngine:
                 self._finish(journey, now)
                 continue
             work.computed += work.new
-            work.new, work.position, work.decodes = 1, 0, True
-            onward.setdefault(journey.hops[0].node, []).append(work)
+            work.new, work.decodes = 1, True
+            onward.setdefault(work.go_to(0), []).append(work)
         for node, group in onward.items():
             self._send(COORDINATOR, node, group, now)
 
@@ -397,14 +400,25 @@ class NodesEngine:
         heappush(self._events, (time, self._number, kind, node, works))
 
     def _start(self, node: int, station: Station, now: float) -> None:
-        """Compute the next batch of a node."""
+        """Compute the next batch of a node; its KV is there from now on."""
         batch: list[Work] = []
+        slots = station.node.kv_slots
         while station.queue and not batch:
-            batch = self._next_batch(station)
-            for work in batch:
-                if not work.void:
-                    self._store(station, work)
-            batch = [work for work in batch if not work.void]
+            gone = False
+            for work in self._next_batch(station):
+                journey = work.journey
+                if work.epoch != journey.epoch:
+                    continue  # it had to give way to one before it
+                need = work.new * work.layers
+                if station.used + need > slots:
+                    gone = True
+                    if not self._make_room(station, work, need):
+                        continue
+                station.used += need
+                journey.kv[work.position] += work.new
+                batch.append(work)
+            if gone:
+                batch = [work for work in batch if not work.void]
         if not batch:
             return
         seconds = station.seconds(batch)
@@ -416,8 +430,12 @@ class NodesEngine:
     def _next_batch(self, station: Station) -> list[Work]:
         """What waits, in order, within the budget: decodes pass a prompt that does not fit, prompts do not."""
         budget, left, full = self.state.args.max_num_batched_tokens, deque[Work](), False
+        queue = station.queue
+        if station.queued_tokens <= budget:
+            station.queue, station.queued_tokens = left, 0
+            return list(queue)
         batch: list[Work] = []
-        for work in station.queue:
+        for work in queue:
             if work.void:
                 station.queued_tokens -= work.new
             elif work.new > budget or (full and not work.decodes):
@@ -430,36 +448,39 @@ class NodesEngine:
         station.queue = left
         return batch
 
-    def _store(self, station: Station, work: Work) -> None:
-        """The work's KV comes to the node; whoever was admitted last gives way when it is full."""
-        hop, journey = work.hop, work.journey
-        while station.used + work.new * hop.layers > station.node.kv_slots:
+    def _make_room(self, station: Station, work: Work, need: int) -> bool:
+        """Preempt whoever was admitted last of those with KV here until the work's fits; False: that was itself."""
+        journey = work.journey
+        while station.used + need > station.node.kv_slots:
             last = max((j for j, position in station.here.items() if j.kv[position] or j is journey), key=_order)
             self._preempt(last)
             if last is journey:
-                return
-        station.used += work.new * hop.layers
-        journey.kv[work.position] += work.new
+                return False
+        return True
 
     def _done(self, node: int, batch: list[Work], now: float) -> None:
         """A batch ends: what comes out goes on, group by group."""
-        station = self.stations[node]
-        station.batch = []
+        self.stations[node].batch = []
         onward: dict[int, list[Work]] = {}
         out: list[Work] = []
         learns = self._routes.learns
         for work in batch:
-            if work.void:
+            journey = work.journey
+            if work.epoch != journey.epoch:
                 continue
+            position = work.position
             if learns and not work.decodes:
-                hops = work.journey.hops
-                before = hops[work.position - 1].node if work.position else COORDINATOR
+                before = journey.hops[position - 1].node if position else COORDINATOR
                 self._routes.told(before, node, now - work.sent)
-            work.position += 1
-            if work.position < len(work.journey.hops):
-                onward.setdefault(work.hop.node, []).append(work)
-            else:
+            if position + 1 == len(journey.hops):
                 out.append(work)
+                continue
+            target = work.go_to(position + 1)
+            group = onward.get(target)
+            if group is None:
+                onward[target] = [work]
+            else:
+                group.append(work)
         for target, group in onward.items():
             self._send(node, target, group, now)
         if out:
