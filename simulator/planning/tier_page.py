@@ -14,9 +14,8 @@ from simulator import __version__
 from simulator.planning.report import style
 from simulator.planning.tier_worth import Worth
 from simulator.report.files import atomic_write
-from simulator.report.svg import Series, line_chart, number, stacked_bar
-
-COMPUTED = 4  # colour of what no cache had
+from simulator.report.fleet import hits_bar
+from simulator.report.svg import Series, line_chart, number
 
 
 def write_page(found: Sequence[Worth], folder: Path, *, title: str, command: str) -> Path:
@@ -34,7 +33,7 @@ def write_page(found: Sequence[Worth], folder: Path, *, title: str, command: str
         version=__version__,
         command=command,
         sentences=[_sentence(before, row) for before, row in pairwise(found)],
-        bars=[(_label(row), Markup(_bar(row))) for row in found],  # noqa: S704  svg.py escapes
+        bars=[(_label(row), Markup(hits_bar(row.gpu_hit_share, row.hit_shares))) for row in found],  # noqa: S704  svg.py escapes
         ttft=Markup(_ttft(found)),  # noqa: S704
         rows=[_row(row) for row in found],
     )
@@ -62,13 +61,6 @@ def _sentence(before: Worth, row: Worth) -> str:
     if usd is not None and usd > 0:
         text += f": a GB is worth {number(usd)} USD of GPU time a month, at this load"
     return text + "."
-
-
-def _bar(row: Worth) -> str:
-    tiers = [(name, 100 * share, 2 + i if i < 2 else 3 + i) for i, (name, share) in enumerate(row.hit_shares.items())]
-    parts = [("GPU memory", 100 * row.gpu_hit_share, 1), *tiers]
-    parts.append(("computed", 100 - sum(value for _, value, _ in parts), COMPUTED))
-    return stacked_bar(parts, unit="%", summary=f"Where prompt tokens came from, {_label(row)}.")
 
 
 def _ttft(found: Sequence[Worth]) -> str:

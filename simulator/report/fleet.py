@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from simulator.metrics.token_times import num_replicas, span_seconds
 from simulator.replica.records import SimulationRecords
 from simulator.report.figures import Figure, TimeAxis
 from simulator.report.heat_map import heat_map
-from simulator.report.svg import Series, line_chart, number
+from simulator.report.svg import Series, line_chart, number, stacked_bar
 
 MOST_ROWS = 24  # of the heat map: beyond, replicas are sampled by how busy they were
 MOST_EVENTS = 24
@@ -157,7 +158,26 @@ def tier_rows(summary: dict[str, Any]) -> list[list[str]]:
                 f"{100 * row['read_utilization']:.1f} %",
             ]
         )
-    return rows
+    found_here = found["gpu"]["share"] + sum(row["share"] for row in found["tiers"].values())
+    return [*rows, ["computed", "", f"{100 * (1 - found_here):.1f} %", "", "", ""]]
+
+
+def tier_figure(summary: dict[str, Any]) -> Figure | None:
+    """The same as a bar; None without tiers."""
+    found = summary["kv_tiers"]
+    if found is None:
+        return None
+    shares = {name: row["share"] for name, row in found["tiers"].items()}
+    return Figure("Prompt tokens", hits_bar(found["gpu"]["share"], shares), "Where their KV came from.")
+
+
+def hits_bar(gpu_share: float, tier_shares: Mapping[str, float]) -> str:
+    """Shares of the prompt tokens hit in GPU memory and in each tier, and computed."""
+    colours = (2, 3, 5)
+    tiers = [(name, 100 * share, colours[i % 3]) for i, (name, share) in enumerate(tier_shares.items())]
+    parts = [("GPU memory", 100 * gpu_share, 1), *tiers]
+    parts.append(("computed", 100 - sum(value for _, value, _ in parts), 4))
+    return stacked_bar(parts, unit="%", summary="Where the KV of prompt tokens came from.")
 
 
 def group_rows(summary: dict[str, Any]) -> list[list[str]]:

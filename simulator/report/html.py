@@ -18,7 +18,7 @@ from simulator.report import words
 from simulator.report.diagnosis import diagnose
 from simulator.report.figures import Figure, breakdown_figure, distribution_figures, time_figures
 from simulator.report.files import atomic_write
-from simulator.report.fleet import cluster_tables, fleet_figures, tier_rows
+from simulator.report.fleet import cluster_tables, fleet_figures, tier_figure, tier_rows
 from simulator.report.glossary import GLOSSARY
 from simulator.report.power import power_figures
 from traces.trace import Trace
@@ -61,6 +61,7 @@ def write_report(
         breakdown_rows=words.breakdown_rows(summary),
         engine_rows=words.engine_rows(summary),
         tier_rows=tier_rows(summary),
+        tier_figure=tier_figure(summary),
         cluster=None if summary["cluster"] is None else cluster_tables(summary["cluster"]),
         class_tables=words.class_tables(summary),
         accuracy=words.accuracy(dict(provenance or {})),
