@@ -8,6 +8,7 @@ from simulator.cluster.plan import Group
 from simulator.core.errors import ScenarioError
 from simulator.core.random import streams
 from simulator.cost.remote_attention import RemoteAttention
+from simulator.cost.shared_prefix import SharedPrefixCost
 from simulator.cost.step import OperatorCost
 from simulator.kv.pool import BlockPool
 from simulator.kv.prefix import PrefixCache
@@ -29,6 +30,7 @@ from simulator.scheduling.args import Speculation
 from simulator.scheduling.elastic import ElasticPolicy
 from simulator.scheduling.holding import HoldingState
 from simulator.scheduling.parallel_chunks import Bounds, State, side_by_side
+from simulator.scheduling.shared_prefix import SharingState
 from simulator.scheduling.speculation import Acceptance, SpeculativeState, speculating
 from traces.trace import Trace
 
@@ -88,6 +90,11 @@ def build_engine(
         )
     if args.pipeline_parallel_size > 1:
         return PipelineEngine(*one, stages=args.pipeline_parallel_size, on_finish=on_finish, observer=observer)
+    if args.shared_prefix_attention != "none":
+        state = SharingState(args, states[0].pool, window=cost.sliding_window)
+        state.hittable = states[0].hittable
+        shares = SharedPrefixCost(cast("OperatorCost", cost), state.shared)  # of engines of operators alone
+        one = state, policies[0], shares, recorder
     plain = AsideEngine if group.tiers is not None and group.tiers.asides else Engine
     return plain(*one, step_mode=step_mode, sequential=sequential, on_finish=on_finish, observer=observer)
 

@@ -237,6 +237,10 @@ class EngineSpec:
     """Weights and KV in the host's memory or on its disk, in full."""
     experts: ExpertsSpec | None = None
     """Experts in host memory, padded, or placed by affinity; null: in GPU memory, with exact dispatch."""
+    shared_prefix_attention: Literal["none", "batch", "groups"] = "none"
+    """Decode attention that reads a shared prefix once: of the whole batch, as vLLM's cascade attention does
+    (`disable_cascade_attention: false`), or of every group of requests with the same first block (Parrot, Hydragen).
+    Needs prefix caching."""
     enforce_eager: Bool = False
     """Run without CUDA graphs: no padding of small batches, but every kernel is launched by the CPU."""
     max_cudagraph_capture_size: Positive | None = None

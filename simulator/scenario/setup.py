@@ -17,6 +17,7 @@ from simulator.cost.memory import MemoryPlan, memory_plan
 from simulator.cost.other_kernels import OtherKernels
 from simulator.cost.placement import Deployment, Placed
 from simulator.cost.power import ClockedCost, PowerModel, PowerProfile, PowerSetting, power_model
+from simulator.cost.shared_prefix import check_sharing
 from simulator.cost.speculative import Drafter, SpeculativeCost
 from simulator.cost.step import OperatorCost
 from simulator.hardware.gpu import Gpu, gpu
@@ -100,6 +101,8 @@ def build(scenario: Scenario, group: GroupSpec | None = None) -> Setup:
         offload = build_offload(scenario, served, card)
         memory = plan_memory(scenario, args, served, card, offload, group.replicas if group.lends else 1)
         cost = build_cost(scenario, args, served, card, calibration, offload)
+        if args.shared_prefix_attention != "none":
+            check_sharing(cost)
     drafter, lora, given_blocks = None, None, engine.num_gpu_blocks_override is not None
     if engine.speculative_config is not None:
         with at("engine.speculative_config"):

@@ -78,6 +78,7 @@ class Feature:
 PIPELINE, DATA_RANKS, EPLB = "pipeline stages", "data-parallel ranks", "the expert load balancer"
 PREFILL_RANKS, DECODE_RANKS, LAYOUT = "prefill context ranks", "decode context ranks", "a 2D tensor-parallel layout"
 SPECULATION, ADAPTERS, FINETUNING, CHUNKS = "speculation", "adapters", "fine-tuning", "chunks side by side"
+CASCADE, NO_PREFIXES = "attention that reads shared prefixes once", "an engine without prefix caching"
 PREFIXES, TIERS, WINDOW = "prefix caching", "KV tiers", "sliding windows"
 ASIDE = "KV loads beside the steps"
 BOUNDED = "KV compression that bounds requests"
@@ -104,6 +105,8 @@ FEATURES: Mapping[str, Feature] = {
     FINETUNING: Feature("engine.finetuning", lambda d: d.engine.finetuning is not None),
     CHUNKS: Feature("engine.parallel_chunks", lambda d: d.engine.parallel_chunks),
     PREFIXES: Feature("engine.enable_prefix_caching", lambda d: bool(d.args.enable_prefix_caching)),
+    CASCADE: Feature("engine.shared_prefix_attention", lambda d: d.args.shared_prefix_attention != "none"),
+    NO_PREFIXES: Feature("engine.enable_prefix_caching", lambda d: not d.args.enable_prefix_caching),
     TIERS: Feature("engine.kv_tiers", lambda d: bool(d.engine.kv_tiers)),
     ASIDE: Feature(
         "engine.kv_tier_load",
@@ -155,6 +158,14 @@ APART: tuple[tuple[str, tuple[str, ...]], ...] = (
     (EXPERTS_AWAY, (LOCKED, CLOCKS)),
     (FINETUNING, (*_RANKS, DECODE_RANKS, EPLB, ELASTIC, ADAPTERS, SPECULATION, LOCKED, CLOCKS)),
     (CHUNKS, (*_RANKS, EPLB, ELASTIC, SPECULATION, ADAPTERS, SHARED, LENDS, DISAGGREGATION)),
+    (
+        CASCADE,
+        (
+            *(*_RANKS, DECODE_RANKS, EPLB, SPECULATION, ADAPTERS, FINETUNING, CHUNKS, BOUNDED, WINDOW),
+            *(OFFLOAD, EXPERTS_AWAY, NODES, LOCKED, CLOCKS, SHARED, LENDS, ELASTIC, RESERVES, *_MOVES),
+            NO_PREFIXES,
+        ),
+    ),
     (TIERS, (*_RANKS, DECODE_RANKS)),
     (ASIDE, (CHUNKS, *_MOVES)),
     (BOUNDED, _MOVES),

@@ -64,6 +64,7 @@ class EngineArgs:
     data_parallel_size: int = 1  # ranks with schedulers and KV caches of their own that share experts
     prefill_context_parallel_size: int = 1  # GPUs that share each prompt's tokens and the KV of requests
     decode_context_parallel_size: int = 1  # tensor-parallel ranks that share the KV of requests
+    shared_prefix_attention: str = "none"  # none | batch | groups
     enable_eplb: bool = False
     eplb_step_interval: int = 3000  # steps
     speculation: Speculation | None = None

@@ -56,6 +56,8 @@ ASKED: dict[str, dict[str, Any]] = {
     features.FINETUNING: {"engine": {"finetuning": {"mode": "co-serving"}}},
     features.CHUNKS: {"engine": {"parallel_chunks": True}},
     features.PREFIXES: {"engine": {"enable_prefix_caching": True}},
+    features.CASCADE: {"engine": {"shared_prefix_attention": "groups"}},
+    features.NO_PREFIXES: {"engine": {"enable_prefix_caching": False}},
     features.TIERS: {"engine": {"kv_tiers": [{"name": "dram", "capacity_bytes": 1e9}]}},
     features.ASIDE: {"engine": {"kv_tiers": [{"name": "dram", "capacity_bytes": 1e9}], "kv_tier_load": "async"}},
     features.WINDOW: {"model": {"name": "mistralai/Mistral-7B-v0.1"}},
