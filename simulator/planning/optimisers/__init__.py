@@ -1,9 +1,11 @@
 """Optimisers of surveyed systems, one file each; importing this package registers those that ship."""
 
 from simulator.planning.optimisers import (  # noqa: F401 - to register them
+    distserve,
     exegpt,
     helix,
     melange,
+    splitwise,
 )
 from simulator.planning.optimisers.optimiser import (
     OPTIMISERS,
