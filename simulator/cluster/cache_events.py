@@ -12,18 +12,19 @@ from simulator.routing.prefix_index import PrefixIndex
 class CacheEvents:
     """vLLM's ``BlockStored`` and ``BlockRemoved`` events of one engine, the last one of each block."""
 
-    def __init__(self, pool: BlockPool, replica: int, index: PrefixIndex | None) -> None:
+    def __init__(self, pool: BlockPool, replica: int, index: PrefixIndex | None, *, publishes: bool = True) -> None:
+        """publishes: the pool itself tells of its blocks."""
         self._replica = replica
         self._pool = pool
         self._index = index
         self._changes: dict[int, bool] = {}
-        if isinstance(pool, PrefixCache):
-            pool.publish(self._stored, self._removed)
+        if publishes and isinstance(pool, PrefixCache):
+            pool.publish(self.stored, self.removed)
 
-    def _stored(self, ids: Sequence[int]) -> None:
+    def stored(self, ids: Sequence[int]) -> None:
         self._changes.update(dict.fromkeys(ids, True))
 
-    def _removed(self, ids: Sequence[int]) -> None:
+    def removed(self, ids: Sequence[int]) -> None:
         changes = self._changes
         for block in ids:  # mostly one
             changes[block] = False
@@ -46,10 +47,28 @@ class RankCacheEvents(CacheEvents):
     """The replica holds a block as long as one of its ranks does."""
 
     def __init__(self, pools: Sequence[BlockPool], replica: int, index: PrefixIndex | None) -> None:
-        super().__init__(pools[0], replica, index)
-        self._pools = [pool for pool in pools if isinstance(pool, PrefixCache)]
-        for pool in self._pools:
-            pool.publish(self._stored, self._removed)
+        super().__init__(pools[0], replica, index, publishes=False)
+        caches = [pool for pool in pools if isinstance(pool, PrefixCache)]
+        self._held: list[set[int]] = [set() for _ in caches]  # by rank
+        for held, cache in zip(self._held, caches, strict=True):
+            rank = _Rank(self, held)
+            cache.publish(rank.stored, rank.removed)
 
-    def _removed(self, ids: Sequence[int]) -> None:
-        super()._removed([block for block in ids if not any(pool.holds(block) for pool in self._pools)])
+    def removed_from_one(self, ids: Sequence[int]) -> None:
+        self.removed([block for block in ids if not any(block in held for held in self._held)])
+
+
+class _Rank:
+    """What one rank holds."""
+
+    def __init__(self, events: RankCacheEvents, held: set[int]) -> None:
+        self._events = events
+        self._held = held
+
+    def stored(self, ids: Sequence[int]) -> None:
+        self._held.update(ids)
+        self._events.stored(ids)
+
+    def removed(self, ids: Sequence[int]) -> None:
+        self._held.difference_update(ids)
+        self._events.removed_from_one(ids)

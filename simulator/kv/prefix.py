@@ -5,15 +5,23 @@ finished or preempted request go back in reverse order, those with a hash to the
 recently used is evicted first), those without to its near end. A block is not de-duplicated: two requests that
 prefill the same prefix at once leave two instances, and a lookup takes the oldest.
 
-Two facts make it cheap without changing any outcome. Blocks without a hash are interchangeable and always sit before
-every cached block in the free queue, so they are a number. And blocks of one request enter and leave together, so they
-are kept as a *run* of consecutive positions, cut only where another request's hit ends inside it.
+Four facts make it cheap without changing any outcome.
+
+- Blocks without a hash are interchangeable and always sit before every cached block in the free queue, so they are a
+  number.
+- Blocks of one request enter and leave together, so they are kept as a *run* of consecutive positions, cut only where
+  another request's hit ends inside it.
+- An id names its block and everything before it, so one id that two prompts share says that all before it are shared:
+  runs are listed by their first block alone, as the edges of a radix tree are, and how far a prompt follows a run is
+  found by bisection. Requests release the end of a prompt before its start, so whoever finds a block finds all before
+  it, and only instances of the same blocks need care: they are *twins*, cut so that all of them begin together.
+- Who takes blocks need not know what that evicts. It is owed, and forgotten when a lookup comes upon blocks that nobody
+  holds; at once where somebody listens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import repeat
 
 from simulator.kv.pool import BlockPool
 
@@ -23,13 +31,15 @@ Listener = Callable[[Sequence[int]], None]
 class Run:
     """Instances of the blocks at positions ``[lo, hi)`` of one chain of block ids."""
 
-    __slots__ = ("hi", "holders", "ids", "lo", "next", "previous")
+    __slots__ = ("head", "hi", "ids", "lo", "next", "previous", "refs", "twins")
 
-    def __init__(self, ids: Sequence[int], lo: int, hi: int, holders: set[BlockTable]) -> None:
-        self.ids = ids
+    def __init__(self, ids: Sequence[int], lo: int, hi: int, refs: int) -> None:
+        self.ids = ids  # empty: nobody finds these blocks by an id
         self.lo = lo
         self.hi = hi
-        self.holders = holders  # empty: every block is free and the run stands in the eviction order
+        self.refs = refs  # requests that hold it; 0: every block is free and the run stands in the eviction order
+        self.head: Run | None = None  # what was cut off its front; who held the run before holds that too
+        self.twins: list[Run] | None = None  # all instances of its first block, itself included, oldest first
         self.previous: Run | None = None
         self.next: Run | None = None
 
@@ -42,12 +52,13 @@ class BlockTable:
     (its last partial trace block and its output): nobody else can hit them, the request itself can after preemption.
     """
 
-    __slots__ = ("ids", "own", "runs")
+    __slots__ = ("hit", "ids", "own", "runs")
 
     def __init__(self, ids: Sequence[int]) -> None:
         self.ids = ids
-        self.runs: list[Run] = []  # consecutive, from position 0
-        self.own: list[Run] = []  # runs that hold positions past the ids, live while the request may come back
+        self.hit: Hit | None = None  # of the last lookup
+        self.runs: list[Run] = []  # consecutive, from position 0; heads cut off later are found from their tails
+        self.own: tuple[Run, ...] = ()  # runs that hold positions past the ids, live while the request may come back
 
 
 class Hit:
@@ -56,13 +67,15 @@ class Hit:
     ``loaded``: blocks after those that come from a slower tier; they are taken anew.
     """
 
-    __slots__ = ("blocks", "free_blocks", "loaded", "parts")
+    __slots__ = ("after", "blocks", "free_blocks", "limit", "loaded", "parts")
 
     def __init__(self, parts: list[tuple[Run, int, int]], blocks: int, free_blocks: int) -> None:
         self.parts = parts  # (run, first position, end position), one after the other
         self.blocks = blocks
         self.free_blocks = free_blocks
         self.loaded = 0
+        self.limit = -1  # blocks that were asked for
+        self.after = 0  # name of the block that was not found, where there are less
 
     @property
     def reused(self) -> int:
@@ -76,18 +89,18 @@ NO_HIT = Hit([], 0, 0)
 class PrefixCache(BlockPool):
     """A block pool whose free blocks keep their content until they are needed."""
 
-    __slots__ = ("_index", "_order", "_removed", "_stored", "unit")
+    __slots__ = ("_most_owed", "_order", "_owed", "_removed", "_starts", "_stored", "unit")
 
     def __init__(self, num_blocks: int, block_size: int, unit: int = 1) -> None:
         """unit: engine blocks per id of ``BlockTable.ids``."""
         super().__init__(num_blocks, block_size)
         self.unit = unit
-        self._index: dict[int, Run | list[Run]] = {}  # id -> instances, oldest first
-        order = Run(
-            (), 0, 0, set()
-        )  # sentinel (its ids are not ANONYMOUS) of the eviction order: order.next is evicted first
+        self._starts: dict[int, Run] = {}  # first block of a run -> the run, or the oldest of twins
+        order = Run((), 0, 0, 0)  # sentinel (its ids are not ANONYMOUS) of the eviction order: order.next goes first
         order.next = order.previous = order
         self._order = order
+        self._owed = 0  # blocks at the near end of the eviction order that are taken already
+        self._most_owed = num_blocks // 4  # a bound on what is kept for nobody
         self._stored: list[Listener] = []
         self._removed: list[Listener] = []
 
@@ -96,101 +109,178 @@ class PrefixCache(BlockPool):
 
         As vLLM's KV cache events do (``BlockStored``, ``BlockRemoved``). ``stored`` may name an id again.
         """
+        self.settle()
+        self._most_owed = 0
         self._stored.append(stored)
         self._removed.append(removed)
-
-    def holds(self, block_id: int) -> bool:
-        """Whether somebody could hit the block with this id."""
-        return block_id in self._index
 
     # -- lookup ------------------------------------------------------------------------------------------------
 
     def lookup(self, table: BlockTable, max_blocks: int) -> Hit:
         """The longest cached prefix of ``table``'s request, at most ``max_blocks`` blocks. Changes nothing."""
+        ids = table.ids
+        unit = self.unit
+        starts = self._starts
+        keyed = len(ids) * unit
+        if keyed > max_blocks:
+            keyed = max_blocks
+        known = table.hit
+        if known is not None and known.limit == keyed and self._holds_still(known):
+            return known
         position = free = 0
         parts: list[tuple[Run, int, int]] = []
-        keyed = min(len(table.ids) * self.unit, max_blocks)
+        hit = Hit(parts, 0, 0)
+        run: Run | None = None
         while position < keyed:
-            run = self._instance(table.ids[position // self.unit], position)
+            before = run
+            name = ids[position // unit] * unit + position % unit
+            run = starts.get(name)
             if run is None:
-                return Hit(parts, position, free)
-            end = self._extent(run, table.ids, position, keyed)
-            parts.append((run, position, end))
-            if not run.holders:
+                if before is not None and before.twins is not None:
+                    run = self._longer_twin(before.twins, ids, position)
+                if run is None:
+                    hit.after = name
+                    break
+            end = run.hi
+            if end > keyed:
+                end = keyed
+            if run.ids is not ids:
+                last = (end - 1) // unit
+                if run.ids[last] != ids[last]:
+                    end = self._fork(run, ids, last)
+            if not run.refs:
+                if self._owed:  # is it still there?
+                    self.settle()
+                    return self.lookup(table, max_blocks)
                 free += end - position
+            parts.append((run, position, end))
             position = end
-        while position < max_blocks:
+        hit.blocks = position
+        hit.free_blocks = free
+        if table.own:
+            if position == keyed:
+                self._find_own(table, max_blocks, hit)
+        else:
+            hit.limit = keyed
+            table.hit = hit
+        return hit
+
+    def _holds_still(self, hit: Hit) -> bool:
+        """Whether a lookup would find the same: others hold all of it, and what comes after is still not there."""
+        blocks = hit.blocks
+        if blocks < hit.limit and hit.after in self._starts:
+            return False
+        for run, start, end in hit.parts:
+            if not run.refs or run.lo > start or run.hi < end or (end == blocks and run.hi > end and end < hit.limit):
+                return False
+        hit.free_blocks = hit.loaded = 0
+        return True
+
+    def _find_own(self, table: BlockTable, max_blocks: int, hit: Hit) -> None:
+        """Go on with the blocks that only this request can hit."""
+        self.settle()
+        while hit.blocks < max_blocks:
+            position = hit.blocks
             run = next((r for r in table.own if r.lo <= position < r.hi), None)
             if run is None:
-                break
+                return
             end = min(run.hi, max_blocks)
-            parts.append((run, position, end))
-            if not run.holders:
-                free += end - position
-            position = end
-        return Hit(parts, position, free)
+            hit.parts.append((run, position, end))
+            if not run.refs:
+                hit.free_blocks += end - position
+            hit.blocks = end
 
-    def _instance(self, block_id: int, position: int) -> Run | None:
-        found = self._index.get(block_id)
-        if found is None:
-            return None
-        if isinstance(found, Run):
-            return found if found.lo <= position < found.hi else None
-        return next((run for run in found if run.lo <= position < run.hi), None)
+    def _shared(self, run: Run, ids: Sequence[int], end: int) -> int:
+        """How far, at most to ``end``, a prompt of ``ids`` follows ``run``, whose first block it shares."""
+        if end > run.hi:
+            end = run.hi
+        last = (end - 1) // self.unit
+        return end if run.ids[last] == ids[last] else self._fork(run, ids, last)
 
-    def _extent(self, run: Run, ids: Sequence[int], position: int, limit: int) -> int:
-        """How far ``run`` is the instance that a lookup of ``ids`` would choose, from ``position`` on."""
-        unit = self.unit
-        index = self._index
-        limit = min(limit, run.hi)
-        end = position + 1
-        while end < limit:
-            block_id = ids[end // unit]
-            if index.get(block_id) is run:  # the only instance of the whole unit
-                end += unit - end % unit
-            elif self._instance(block_id, end) is run:
-                end += 1
+    def _fork(self, run: Run, ids: Sequence[int], high: int) -> int:
+        """The first block where a prompt parts from ``run``; their first ids are equal, those at ``high`` are not."""
+        theirs = run.ids
+        low = run.lo // self.unit
+        while high - low > 1:
+            middle = (low + high) // 2
+            if theirs[middle] == ids[middle]:
+                low = middle
             else:
-                return end
-        return limit
+                high = middle
+        return high * self.unit
+
+    def _longer_twin(self, twins: list[Run], ids: Sequence[int], position: int) -> Run | None:
+        """The oldest of them that goes on with the block at ``position``."""
+        at = position // self.unit
+        for run in twins:
+            if run.hi > position and run.ids[at] == ids[at]:
+                return run
+        return None
 
     # -- admission ---------------------------------------------------------------------------------------------
 
     def hold(self, table: BlockTable, hit: Hit) -> None:
-        """Make the blocks of ``hit`` the request's: they leave the eviction order."""
+        """Make the blocks of ``hit`` the request's: they leave the eviction order. Call it before anything is taken."""
+        runs = table.runs
+        table.hit = None
         for run, start, end in hit.parts:
             if start > run.lo:  # another instance served what comes before
                 self._cut(run, start)
             part = run if end == run.hi else self._cut(run, end)
-            if part is not run and run in table.own:
-                table.own.append(part)
-            if not part.holders:
+            if part is not run and run.ids is OWN:
+                table.own += (part,)
+            if not part.refs:
                 self._unlink(part)
                 count = part.hi - part.lo
                 self.cached -= count
                 self.free -= count
-            part.holders.add(table)
-            table.runs.append(part)
+            part.refs += 1
+            runs.append(part)
 
     def _cut(self, run: Run, position: int) -> Run:
-        """Split ``run`` before ``position``; returns the first part. Holders of the run hold both parts."""
-        head = Run(run.ids, run.lo, position, set(run.holders))
-        for holder in run.holders:
-            holder.runs.insert(holder.runs.index(run), head)
+        """Split ``run``, and its twins, before ``position``; returns the first part."""
+        twins = run.twins
+        if twins is None:
+            head = self._split(run, position)
+            if len(run.ids):
+                self._list([head])
+                self._list([run])
+            return head
+        heads, tails = [], []
+        for twin in twins:
+            if twin.hi > position:
+                tails.append(twin)
+                heads.append(self._split(twin, position))
+            else:
+                heads.append(twin)
+        self._list(heads)
+        self._list(tails)
+        found = run.head
+        assert found is not None
+        return found
+
+    def _split(self, run: Run, position: int) -> Run:
+        """Cut the front off a run. Who holds the run holds both parts."""
+        head = Run(run.ids, run.lo, position, run.refs)
+        head.head = run.head
+        run.head = head
         run.lo = position
-        keyed = len(run.ids) * self.unit
-        for i in range(head.lo // self.unit, -(-min(position, keyed) // self.unit)):
-            self._reindex(run.ids[i], run, head, keep=(i + 1) * self.unit > position)
-        if not head.holders:  # the tail of a run is evicted before its head
+        if not run.refs:  # the tail of a run is evicted before its head
             self._link_after(head, run)
         return head
 
-    def _reindex(self, block_id: int, run: Run, head: Run, *, keep: bool) -> None:
-        found = self._index[block_id]
-        instances = [found] if isinstance(found, Run) else found
-        at = instances.index(run)
-        instances[at : at + 1] = [head, run] if keep else [head]
-        self._index[block_id] = instances if len(instances) > 1 else instances[0]
+    def _list(self, twins: list[Run]) -> None:
+        """Let runs that begin with the same block be found, the first of them first."""
+        first = twins[0]
+        together = twins if len(twins) > 1 else None
+        for run in twins:
+            run.twins = together
+        self._starts[self._name(first.ids, first.lo)] = first
+
+    def _name(self, ids: Sequence[int], position: int) -> int:
+        """Of the block at ``position`` and everything before it."""
+        unit = self.unit
+        return ids[position // unit] * unit + position % unit
 
     # -- allocation and caching --------------------------------------------------------------------------------
 
@@ -201,87 +291,108 @@ class PrefixCache(BlockPool):
         self.free = free
         over = self.cached - free
         if over > 0:  # blocks without content are used first
-            run = self._order.next
-            if run is not None and run.ids is ANONYMOUS and run.hi - run.lo > over:
-                run.hi -= over  # what ``evict`` would do, without the call: the usual case
-                self.cached = free
-            else:
-                self.evict(over)
+            self.cached = free
+            self._owed += over
+            if self._owed > self._most_owed:
+                self.settle()
 
-    def evict(self, count: int) -> None:
-        """Forget the least recently used content."""
-        self.cached -= count
-        unit = self.unit
-        while True:
-            run = self._order.next
+    def settle(self) -> None:
+        """Forget the least recently used content, as much as is owed."""
+        owed, self._owed = self._owed, 0
+        order = self._order
+        while owed > 0:
+            run = order.next
             assert run is not None
-            lo, old = run.lo, run.hi
-            taken = old - lo
-            if taken > count:
-                taken = count
-            run.hi = hi = old - taken
-            keyed = len(run.ids) * unit
-            if hi < keyed:
-                first = -(-hi // unit) if hi > lo else lo // unit
-                end = -(-min(old, keyed) // unit)
-                if first < end:  # not while some of a unit's blocks are left
-                    self._forget(run, first, end)
-            if hi == lo:
-                self._unlink(run)
-            count -= taken
-            if not count:
+            old = run.hi
+            kept = old - run.lo - owed
+            if kept > 0:
+                owed = 0
+                run.hi = run.lo + kept
+                if len(run.ids) and self._removed:
+                    self._tell_removed(run, old)
                 return
+            owed = -kept
+            run.hi = run.lo
+            after = run.next
+            assert after is not None
+            order.next, after.previous = after, order
+            run.previous = run.next = None
+            if len(run.ids):
+                if self._removed:
+                    self._tell_removed(run, old)
+                if run.twins is None:
+                    del self._starts[self._name(run.ids, run.lo)]
+                else:
+                    twins, run.twins = run.twins, None
+                    twins.remove(run)
+                    self._list(twins)
 
-    def _forget(self, run: Run, first: int, end: int) -> None:
-        """Nobody finds ids ``first`` to ``end - 1`` in this run any more; told from the last to the first."""
-        index = self._index
-        gone: list[int] = []
-        for block_id in run.ids[first:end]:
-            found = index[block_id]
-            if found is run:
-                del index[block_id]
-                gone.append(block_id)
-            else:
-                assert isinstance(found, list)
-                found.remove(run)
-                if len(found) == 1:
-                    index[block_id] = found[0]
-        if gone and self._removed:
-            gone.reverse()
+    def _tell_removed(self, run: Run, old: int) -> None:
+        """``run`` ended at ``old``; what it has lost is gone, but for its twins. Told from the last to the first."""
+        hi = run.hi
+        if run.twins is not None:
+            for twin in run.twins:
+                if twin is not run and twin.hi > hi:
+                    hi = twin.hi
+        unit = self.unit
+        first, end = -(-hi // unit), -(-old // unit)  # an id is there as long as its first block is
+        if first < end:
+            gone = run.ids[first:end][::-1]
             for tell in self._removed:
                 tell(gone)
 
     def cache(self, table: BlockTable, full_blocks: int) -> None:
         """The request's first ``full_blocks`` blocks are full: from now on others can hit those with an id."""
-        end = min(full_blocks, len(table.ids) * self.unit)
+        ids = table.ids
         runs = table.runs
-        start = runs[-1].hi if runs else 0
+        unit = self.unit
+        last = runs[-1] if runs else None
+        start = 0 if last is None else last.hi
+        end = len(ids) * unit
+        if end > full_blocks:
+            end = full_blocks
         if end <= start:
             return
-        last = runs[-1] if runs else None
-        own = last is not None and last.ids is table.ids and len(last.holders) == 1
-        begun = start % self.unit  # the id at ``start`` is listed already
-        if last is not None and own and (not begun or self._index[table.ids[start // self.unit]] is last):
+        if self._stored:
+            new = ids[-(-start // unit) : -(-end // unit)]  # the id at ``start``, if begun, is known already
+            for tell in self._stored:
+                tell(new)
+        name = ids[start // unit] * unit + start % unit
+        if name in self._starts or (last is not None and last.twins is not None):
+            self._cache_again(table, start, end)
+        elif last is not None and last.refs == 1 and last.ids is ids:
             last.hi = end  # grow the run of an earlier chunk
-            first_id = -(-start // self.unit)
         else:
-            last = Run(table.ids, start, end, {table})
-            runs.append(last)
-            first_id = start // self.unit
-        new = table.ids[first_id : -(-end // self.unit)]
-        for tell in self._stored:
-            tell(new)
-        if self._index.keys().isdisjoint(new):
-            self._index.update(zip(new, repeat(last), strict=False))
-            return
-        for block_id in new:
-            found = self._index.get(block_id)
-            if found is None:
-                self._index[block_id] = last
-            elif isinstance(found, Run):
-                self._index[block_id] = [found, last]
-            else:
-                found.append(last)
+            self._starts[name] = run = Run(ids, start, end, 1)
+            runs.append(run)
+
+    def _cache_again(self, table: BlockTable, start: int, end: int) -> None:
+        """``cache`` from ``start`` to ``end`` where there may be instances of the same blocks."""
+        self.settle()
+        ids = table.ids
+        runs = table.runs
+        while start < end:
+            last = runs[-1] if runs else None
+            first = self._starts.get(self._name(ids, start))
+            if first is None and last is not None and last.twins is not None:
+                longer = self._longer_twin(last.twins, ids, start)
+                if longer is not None:
+                    self._cut(longer, start)
+                    first = self._starts[self._name(ids, start)]
+            if first is None:  # no other instance of the block at ``start``, so none of what follows
+                run = Run(ids, start, end, 1)
+                self._list([run])
+                runs.append(run)
+                return
+            longest = max(first.twins or [first], key=_end)
+            stop = self._shared(longest, ids, end)
+            if stop < end and stop < longest.hi:  # the prompts part here
+                self._cut(longest, stop)
+                first = self._starts[self._name(ids, start)]
+            run = Run(ids, start, stop, 1)
+            self._list([*(first.twins or [first]), run])
+            runs.append(run)
+            start = stop
 
     # -- release -----------------------------------------------------------------------------------------------
 
@@ -292,45 +403,52 @@ class PrefixCache(BlockPool):
         """
         self.free += blocks
         if table is None:
-            self.cached += full_blocks
-            last = self._order.previous
-            assert last is not None
-            if last.ids is ANONYMOUS:
-                last.hi += full_blocks
-            elif full_blocks:
-                self._link_after(Run(ANONYMOUS, 0, full_blocks, set()), last)
+            if full_blocks:
+                self._append_anonymous(full_blocks)
             return
         runs = table.runs
         held = runs[-1].hi if runs else 0
         if held < full_blocks and held < len(table.ids) * self.unit:  # its answer has ids: the next turn may hit it
             self.cache(table, full_blocks)
             held = runs[-1].hi
-        if full_blocks > held:
-            self.cached += full_blocks - held
-            self._append_own(table, held, full_blocks, returns=returns)
-        for run in reversed(runs):
-            run.holders.discard(table)
-            if run.holders:
-                self.free -= run.hi - run.lo  # others still hold them
+        if full_blocks > held:  # content past the ids
+            if returns:
+                own = Run(OWN, held, full_blocks, 0)
+                table.own += (own,)
+                self.cached += full_blocks - held
+                self._link_after(own, self._order.previous)
             else:
-                self.cached += run.hi - run.lo
-                self._link_after(run, self._order.previous)
-        table.runs = []
+                self._append_anonymous(full_blocks - held)
+        while runs:
+            run = runs.pop()
+            self._let_go(run)
+            begin = runs[-1].hi if runs else 0
+            while run.lo > begin:  # it was cut since it was held
+                head = run.head
+                assert head is not None
+                self._let_go(head)
+                run = head
         if not returns:
-            table.own = []
+            table.own = ()
 
-    def _append_own(self, table: BlockTable, lo: int, hi: int, *, returns: bool) -> None:
-        """Content past the ids goes to the end of the eviction order; it is one count when nobody can hit it."""
+    def _let_go(self, run: Run) -> None:
+        """One request less holds ``run``; its blocks count as free already."""
+        run.refs -= 1
+        if run.refs:
+            self.free -= run.hi - run.lo
+        else:
+            self.cached += run.hi - run.lo
+            self._link_after(run, self._order.previous)
+
+    def _append_anonymous(self, blocks: int) -> None:
+        """Content that nobody can hit goes to the end of the eviction order: it is one count."""
+        self.cached += blocks
         last = self._order.previous
         assert last is not None
-        if returns:
-            own = Run(table.ids, lo, hi, set())
-            table.own.append(own)
-            self._link_after(own, last)
-        elif last.ids is ANONYMOUS:
-            last.hi += hi - lo
+        if last.ids is ANONYMOUS:
+            last.hi += blocks
         else:
-            self._link_after(Run(ANONYMOUS, 0, hi - lo, set()), last)
+            self._link_after(Run(ANONYMOUS, 0, blocks, 0), last)
 
     # -- eviction order ----------------------------------------------------------------------------------------
 
@@ -350,4 +468,11 @@ class PrefixCache(BlockPool):
         run.previous = run.next = None
 
 
-ANONYMOUS: Sequence[int] = []  # (by identity) the ids of blocks that nobody can hit again
+def _end(run: Run) -> int:
+    return run.hi
+
+
+# By identity, the ids of blocks that have none. Nobody can hit ANONYMOUS runs again, and OWN runs only the request that
+# has computed them.
+ANONYMOUS: Sequence[int] = []
+OWN: Sequence[int] = []

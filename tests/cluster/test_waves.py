@@ -35,6 +35,7 @@ from tests.scheduling.invariants import (
     computed_is_owed,
     ends_once,
     every_token_is_made_once,
+    held_ids,
     never_idle_with_work,
     nobody_is_left,
 )
@@ -276,7 +277,7 @@ def test_routers_see_the_blocks_of_every_rank() -> None:
         found: set[int] = set()
         for rank in engine_of(built, replica.index).ranks:
             assert isinstance(rank.pool, PrefixCache)
-            found |= set(rank.pool._index)
+            found |= held_ids(rank.pool)
         assert found == {block for block, mask in built.around.blocks._masks.items() if mask >> replica.index & 1}
 
 

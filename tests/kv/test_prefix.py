@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.kv.pool import BlockPool
-from simulator.kv.prefix import ANONYMOUS, BlockTable, PrefixCache, Run
+from simulator.kv.prefix import ANONYMOUS, NO_HIT, BlockTable, PrefixCache
+from tests.scheduling.invariants import check_cache, held_ids
 
 _spec = importlib.util.spec_from_file_location("block_by_block", Path(__file__).with_name("block_by_block.py"))
 assert _spec is not None
@@ -44,58 +45,48 @@ class Sequence:
         return keyed + [("own", self.number, k) for k in range(self.total - len(keyed))]
 
 
-def check_consistency(cache: PrefixCache) -> None:
-    """The eviction order holds exactly the cached free blocks, and the index points at live runs."""
-    total, run = 0, cache._order.next
-    order: list[Run] = []
-    while run is not cache._order:
-        assert run is not None
-        assert run.hi > run.lo
-        assert not run.holders
-        total += run.hi - run.lo
-        order.append(run)
-        run = run.next
-    assert total == cache.cached <= cache.free <= cache.num_blocks
-    for block_id, found in cache._index.items():
-        for live in [found] if isinstance(found, Run) else found:
-            at = list(live.ids).index(block_id) * cache.unit
-            assert live.lo < at + cache.unit
-            assert live.hi > at
-            assert live.holders or live in order
-
-
 actions = st.lists(
     st.tuples(
-        st.sampled_from(["admit", "admit", "grow", "grow", "finish", "preempt"]), st.integers(0, 9), st.integers(1, 5)
+        st.sampled_from(["admit", "admit", "land", "grow", "grow", "finish", "preempt"]),
+        st.integers(0, 9),
+        st.integers(1, 6),
     ),
     min_size=1,
     max_size=80,
 )
 
 
+@pytest.mark.parametrize("listens", [False, True], ids=["nobody listens", "somebody listens"])
 @pytest.mark.parametrize("unit", [1, 3])
-@settings(max_examples=300, deadline=None)
-@given(actions=actions, num_blocks=st.integers(4, 24))
-def test_runs_act_like_single_blocks(unit: int, actions: list[tuple[str, int, int]], num_blocks: int) -> None:
+@settings(max_examples=200, deadline=None)
+@given(actions=actions, num_blocks=st.integers(4, 40))
+def test_runs_act_like_single_blocks(
+    unit: int, listens: bool, actions: list[tuple[str, int, int]], num_blocks: int
+) -> None:
     cache = PrefixCache(num_blocks, 16, unit)
     reference = BlockByBlock(num_blocks)
+    heard: set[int] = set()
+    if listens:
+        cache.publish(heard.update, heard.difference_update)
     running: list[Sequence] = []
     waiting: list[Sequence] = []
     # Prefixes share: documents are paths in a small tree of chained ids.
     for number, (action, pick, size) in enumerate(actions):
-        if action == "admit":
+        if action in ("admit", "land"):
             if waiting and pick % 2:
                 sequence = waiting.pop(0)
             else:
-                depth = size % 4
+                depth = size % 6
                 ids = [(pick // 3) * 100 + level * 10 + (pick % (level + 1)) for level in range(depth)]
                 ids = [hash(tuple(ids[: level + 1])) for level in range(depth)]
                 sequence = Sequence(number, ids, depth * unit + size, unit)
-            limit = max(sequence.total - 1, 0)
+            limit = max(sequence.total - 1 - pick % 3, 0)
             hit = cache.lookup(sequence.table, limit)
             found = reference.lookup(sequence.keys, limit)
             assert hit.blocks == len(found)
             assert hit.free_blocks == sum(block.refs == 0 for block in found)
+            if action == "land":  # its KV comes from elsewhere, whatever is here
+                hit, found = NO_HIT, []
             take = min(size, sequence.total - hit.blocks)
             if take + hit.free_blocks > cache.free:
                 waiting.append(sequence)
@@ -118,7 +109,7 @@ def test_runs_act_like_single_blocks(unit: int, actions: list[tuple[str, int, in
                 cache.take(take)
                 sequence.blocks += reference.take(take)
                 sequence.held += take
-        if action in ("admit", "grow"):  # all but the newest block are full
+        if action in ("admit", "land", "grow"):  # all but the newest block are full
             sequence.full = max(sequence.held - pick % 2, len(sequence.blocks) - sequence.held, 0)
             cache.cache(sequence.table, sequence.full)
             keyed = min(sequence.full, len(sequence.ids) * unit)
@@ -127,7 +118,7 @@ def test_runs_act_like_single_blocks(unit: int, actions: list[tuple[str, int, in
             running.remove(sequence)
             returns = action == "preempt"
             full = sequence.held - pick % 2
-            full = max(full, sum(run.hi - run.lo for run in sequence.table.runs))
+            full = max(full, sequence.table.runs[-1].hi if sequence.table.runs else 0)
             reference.cache(sequence.blocks, sequence.keys, full)
             cache.cache(sequence.table, full)
             cache.release(sequence.table, sequence.held, full, returns=returns)
@@ -136,7 +127,43 @@ def test_runs_act_like_single_blocks(unit: int, actions: list[tuple[str, int, in
             if returns:
                 waiting.append(sequence)
         assert (cache.free, cache.cached) == (reference.free, reference.cached)
-        check_consistency(cache)
+        check_cache(cache)
+        if listens:
+            assert heard == {key[0] for key, blocks in reference.index.items() if blocks and key[0] != "own"}
+    there = {key[0] for key, blocks in reference.index.items() if blocks and key[0] != "own"}
+    assert held_ids(cache) == there
+
+
+def test_instances_of_the_same_blocks_are_used_oldest_first_and_cut_together() -> None:
+    cache = PrefixCache(100, 16)
+    first, second, third = (BlockTable(tuple(range(n))) for n in (4, 8, 6))
+    for table, blocks in ((first, 4), (second, 8), (third, 6)):  # three at once: none hits what another computes
+        cache.take(blocks)
+        cache.cache(table, blocks)
+    cache.release(third, 6, 6, returns=False)
+    hit = cache.lookup(BlockTable(tuple(range(7))), 7)
+    assert [(run.ids, start, end) for run, start, end in hit.parts] == [(first.ids, 0, 4), (second.ids, 4, 7)]
+    assert (hit.blocks, hit.free_blocks) == (7, 0)
+    fourth = BlockTable(tuple(range(7)))
+    cache.hold(fourth, hit)
+    check_cache(cache)
+    assert [(run.lo, run.hi, run.refs) for run in fourth.runs] == [(0, 4, 2), (4, 7, 2)]
+    assert [run.lo for run in second.runs] == [0, 7]  # blocks 4 to 6 were cut off and are held all the same
+    for table, blocks in ((first, 4), (second, 8), (fourth, 7)):
+        cache.release(table, blocks, blocks, returns=False)
+        check_cache(cache)
+    assert (cache.free, cache.cached) == (100, 18)
+
+
+def test_what_is_owed_is_forgotten_when_somebody_looks() -> None:
+    cache = PrefixCache(10, 16)
+    table = BlockTable((1, 2, 3, 4))
+    cache.take(4)
+    cache.cache(table, 4)
+    cache.release(table, 4, 4, returns=False)
+    cache.take(8)
+    assert (cache.free, cache.cached) == (2, 2)
+    assert cache.lookup(BlockTable((1, 2, 3, 4)), 4).blocks == 2
 
 
 def test_a_pool_never_lends_more_than_it_has() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.kv.pool import BlockPool
-from simulator.kv.prefix import ANONYMOUS, PrefixCache, Run
+from simulator.kv.prefix import PrefixCache, Run
 from simulator.metrics import analyse
 from simulator.metrics.token_times import tokens_made
 from simulator.replica.records import SimulationRecords, Status
@@ -66,27 +66,48 @@ def check_pool(pool: BlockPool) -> None:
     assert 0 <= pool.cached <= pool.free <= pool.num_blocks
     if not isinstance(pool, PrefixCache):
         return
-    runs: list[Run] = []
+    check_cache(pool)
+
+
+def check_cache(pool: PrefixCache) -> None:
+    """What the prefix cache keeps agrees with itself."""
+    free: list[Run] = []  # in the order of their eviction
     run = pool._order.next
     while run is not None and run is not pool._order:
         assert run.next is not None
         assert run.next.previous is run
         assert run.lo < run.hi
-        assert not run.holders  # a held run is not up for eviction
-        runs.append(run)
+        assert not run.refs  # a held run is not up for eviction
+        free.append(run)
         run = run.next
-    assert sum(run.hi - run.lo for run in runs) == pool.cached
-    live = {id(run) for run in runs}
-    for block_id, found in pool._index.items():
-        for instance in found if isinstance(found, list) else [found]:
-            assert instance.holders or id(instance) in live
-            assert instance.lo < instance.hi
-            assert block_id in instance.ids[instance.lo // pool.unit : -(-instance.hi // pool.unit)]
-    for run in runs:
-        if run.ids is not ANONYMOUS:
-            for block_id in run.ids[-(-run.lo // pool.unit) : run.hi // pool.unit]:
-                found = pool._index[block_id]
-                assert found is run or (isinstance(found, list) and any(instance is run for instance in found))
+    assert sum(run.hi - run.lo for run in free) == pool.cached + pool._owed
+    found = listed_runs(pool)
+    assert len({id(run) for run in found}) == len(found)
+    assert {id(run) for run in free if len(run.ids)} == {id(run) for run in found if not run.refs}
+    blocks: dict[int, int] = {}  # block -> where the runs that hold it begin
+    for run in found:
+        assert run.lo < run.hi <= len(run.ids) * pool.unit
+        for position in range(run.lo, run.hi):
+            assert blocks.setdefault(pool._name(run.ids, position), run.lo) == run.lo  # all instances begin together
+
+
+def listed_runs(pool: PrefixCache) -> list[Run]:
+    """All runs that somebody can hit."""
+    found: list[Run] = []
+    for name, first in pool._starts.items():
+        twins = first.twins or [first]
+        assert twins[0] is first
+        for run in twins:
+            assert pool._name(run.ids, run.lo) == name
+            assert (run.twins or [run]) == twins
+        found += twins
+    return found
+
+
+def held_ids(pool: PrefixCache) -> set[int]:
+    """The ids that somebody can hit, now."""
+    pool.settle()
+    return {run.ids[i] for run in listed_runs(pool) for i in range(run.lo // pool.unit, -(-run.hi // pool.unit))}
 
 
 def nobody_is_left(state: EngineState) -> None:
