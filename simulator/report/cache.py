@@ -221,10 +221,9 @@ def _scales(axes: Axes, trace: TraceCurves) -> None:
         above.xaxis.set_major_locator(ticks.LogLocator(subs=(1, 3)))
         above.xaxis.set_major_formatter(ticks.FuncFormatter(lambda value, _: short(value)))
         above.xaxis.set_minor_formatter(ticks.NullFormatter())
-    axes.set_title(
-        f"{Path(trace.name).name}: {short(trace.accesses)} blocks, {short(trace.num_blocks)} different", fontsize=11,
-        loc="left",
-    )  # fmt: skip
+    name = "/".join(Path(trace.name).parts[-2:])
+    blocks = f"{short(trace.accesses)} blocks, {short(trace.num_blocks)} different"
+    axes.set_title(f"{name}: {blocks}", fontsize=11, loc="left")
     axes.grid(visible=True, which="major", linewidth=0.4, color="#cccccc")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(

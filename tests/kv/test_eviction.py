@@ -1,26 +1,20 @@
-"""Eviction policies against what their papers say, and hit-ratio curves against brute force and published numbers."""
+"""Eviction policies against what their papers say, and hit-ratio curves against brute force."""
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections import OrderedDict
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from simulator.cli.main import app
 from simulator.core.errors import PolicyError
 from simulator.kv.accesses import Accesses, accesses, block_by_block
 from simulator.kv.curves import capacities, hit_curve, hits_by_blocks, hits_by_runs
 from simulator.kv.eviction import EVICTIONS, Eviction, evictions
 from simulator.kv.stack_distance import lru_hits, weight_below
 
-MOONCAKE = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "traces" / "mooncake"
 PROMPTS = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 6)), min_size=1, max_size=60)
 
 
@@ -179,18 +173,6 @@ def test_pgdsf_forgets_leaves_first_and_keeps_what_is_dear() -> None:
         assert access[2] >= 0 or not held - roots or held & roots
 
 
-def test_published_hit_ratios_of_the_mooncake_conversation_trace() -> None:
-    """Block counts of the published trace (its last, partial blocks too): ideal .366, LRU .065 .211 .326 .364."""
-    files = list(MOONCAKE.glob("conversation_trace.jsonl*"))
-    if not files:
-        pytest.skip("needs the Mooncake trace beside the repository")
-    with (gzip.open if files[0].suffix == ".gz" else open)(files[0], "rt") as lines:
-        found = prompts([json.loads(line)["hash_ids"] for line in lines])
-    sizes = np.array([3_000, 10_000, 30_000, 100_000])
-    assert found.ideal == pytest.approx(0.366, abs=5e-4)
-    np.testing.assert_allclose(hit_curve(found, "lru", sizes).blocks, [0.065, 0.211, 0.326, 0.364], atol=7e-4)
-
-
 def test_a_curve_by_hand() -> None:
     found = chains([(0, 3), (1, 2), (0, 3), (0, 2)])
     one = hit_curve(found, "lru", np.array([1, 3, 5, 100]))
@@ -203,24 +185,3 @@ def test_unknown_policies() -> None:
     with pytest.raises(PolicyError, match="lru"):
         evictions(["lruu"])
     assert len(evictions([])) == len(OrderedDict.fromkeys(evictions([]))) == len(EVICTIONS)
-
-
-def test_the_command(tmp_path: Path) -> None:
-    trace = tmp_path / "t.jsonl"
-    rows = [
-        {"timestamp": i * 100, "input_length": 1024, "output_length": 5, "hash_ids": [i % 3, 10 + i % 3]}
-        for i in range(30)
-    ]
-    trace.write_text("\n".join(json.dumps(row) for row in rows))
-    command = ["cache", str(trace), "--format", "mooncake", "--capacity-blocks", "2,6", "--out", str(tmp_path / "out")]
-    result = CliRunner().invoke(app, [*command, "--json"])
-    assert result.exit_code == 0, result.output
-    [found] = json.loads(result.stdout)
-    assert found["capacity_blocks"] == [2, 6]
-    assert found["hit_ratio"]["lru"]["prefix"] == [0.0, 0.9]
-    assert (tmp_path / "out" / "cache.png").stat().st_size > 10_000
-    assert "lru,6,3072,,0.900000,0.900000,0.000000" in (tmp_path / "out" / "cache.csv").read_text()
-    for wrong, words in (("x", "no list of capacities"), ("0", "at least 1")):
-        result = CliRunner().invoke(app, [*command[:4], "--capacity-blocks", wrong])
-        assert result.exit_code == 2
-        assert words in result.stderr + result.output

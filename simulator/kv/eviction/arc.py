@@ -27,9 +27,7 @@ class ArcRuns(Runs):
             self._remembered(x, n)
             return
         while n > 0:
-            part = self._make_room(n)
-            self.split(x, part)
-            self._once.append(x)
+            part = self._insert(x, n)
             x += part
             n -= part
 
@@ -61,38 +59,35 @@ class ArcRuns(Runs):
     def _takes_once(self, once: int, again: int, *, in_again: bool) -> bool:
         return bool(once) and (once > self._border or (in_again and once == int(self._border)) or not again)
 
-    def _make_room(self, n: int) -> int:
-        """For blocks that were not seen lately, as many of ``n`` as are made room for in one way."""
+    def _insert(self, x: int, n: int) -> int:
+        """Blocks that were not seen lately, as many of ``n`` as room is made for in one way.
+
+        One by one, each would come after its victim has gone; a queue that gains and loses can do all the one and then
+        all the other.
+        """
         most, once, again = self.capacity, self._once.blocks, self._again.blocks
         seen_once = once + self._once_gone.blocks
         total = seen_once + again + self._again_gone.blocks
-        if seen_once == most and once == most:
-            n = min(n, most)
-            self._once.drop(n)
-            return n
-        if seen_once < most:
-            n = min(n, most - seen_once)
-            if total < most:
-                return min(n, most - total)
-            n = min(n, 2 * most - total) if total < 2 * most else min(n, self._again_gone.blocks)
-        else:
-            n = min(n, self._once_gone.blocks)
-        pushed_out = once + again >= most
         takes_once = self._takes_once(once, again, in_again=False)
-        if not pushed_out:
-            n = min(n, most - once - again)
-        elif takes_once:
-            n = min(n, once)
+        if seen_once < most:
+            forgets = self._again_gone if total == 2 * most else None
+            n = min(n, most - seen_once, self._again_gone.blocks if forgets else 2 * most - total)
         else:
-            n = min(n, again, max(int(self._border) - once, 0) + 1)
-        if seen_once == most:
-            self._once_gone.drop(n)
-        elif total == 2 * most:
-            self._again_gone.drop(n)
-        if pushed_out and takes_once:
+            forgets = self._once_gone if once < most else self._once
+            n = n if takes_once or forgets is self._once else min(n, forgets.blocks)
+        victims = n if once + again >= most and forgets is not self._once else 0
+        if not victims and forgets is not self._once:
+            n = min(n, most - once - again, forgets.blocks if forgets else n)
+        elif victims and not takes_once:
+            n = victims = min(n, again, max(int(self._border) - once, 0) + 1)
+        self.split(x, n)
+        self._once.append(x)
+        if victims and takes_once:
             self._once.pour(n, self._once_gone)
-        elif pushed_out:
+        elif victims:
             self._again.pour(n, self._again_gone)
+        if forgets is not None:
+            forgets.drop(n)
         return n
 
 
