@@ -14,6 +14,7 @@ import numpy as np
 
 from simulator.cost.calibration import Calibration, Fit
 from simulator.cost.context_parallel import ContextParallelCost
+from simulator.cost.contextual_sparsity import SparseCost
 from simulator.cost.correction import Floats, monotone
 from simulator.cost.laws import (
     Points,
@@ -46,6 +47,7 @@ CONTEXTS = np.unique(np.rint([1, 8, *(2 ** (j / 2) for j in range(8, 41))]))  # 
 # Chunks: quarter octaves. Between knots seconds are straight lines, which leaves a parabola's 0.4 % at most.
 NEW = np.unique(np.rint([*range(1, 9), *(2 ** (j / 4) for j in range(13, 73))]))  # to 262,144 tokens
 COMPUTED = np.unique(np.rint([0, *(2 ** (j / 4) for j in range(16, 81))]))  # to a million
+FEW_AND_MANY, SLOWER = np.array([8.0, 1024.0]), 1.3  # tokens at which formats are compared; worth a word
 DEFAULT_ROUTING = 1.01  # exponent of the experts' popularity, see docs/calibration.md
 
 
@@ -110,16 +112,18 @@ class Calibrated:
         (wide, hidden), (_, inter) = shapes
         spread = 1.0 if all_visits is None else max(all_visits / visits, 1.0)
 
-        def points(counts: Floats) -> Points:
+        def points(counts: Floats, weight_bytes: float = fmt.bytes_per_weight(hidden)) -> Points:
             same = np.ones_like(counts)
             rows = np.maximum(counts * visits, 1.0)
             return expert_points(
                 rows=rows, all_rows=rows * spread, experts=same * num_experts, routing=same * self._routing,
-                hidden=same * hidden, inter=same * inter, gated=same * (wide > inter),
-                weight_bytes=fmt.bytes_per_weight(hidden),
+                hidden=same * hidden, inter=same * inter, gated=same * (wide > inter), weight_bytes=weight_bytes,
             )  # fmt: skip
 
-        table = self._by_tokens(("experts", visits, num_experts, spread, *shapes, fmt.name), fit, number, points)
+        key = ("experts", visits, num_experts, spread, *shapes, fmt.name)
+        if key not in self._tables:
+            self._check_narrow(fit, points(FEW_AND_MANY), points(FEW_AND_MANY, 2.0))
+        table = self._by_tokens(key, fit, number, points)
         return _priced(physical, _at(table, tokens), fit.constants["launch_s"])
 
     def _by_tokens(self, key: tuple[object, ...], fit: Fit, number: str, points: Callable[[Floats], Points]) -> Floats:
@@ -130,6 +134,16 @@ class Calibrated:
             table = monotone(fit.seconds(self.calibration.ceilings, asked, number))
             self._tables[key] = table
         return table
+
+    def _check_narrow(self, fit: Fit, points: Points, wide_points: Points) -> None:
+        """Experts slower in a narrower format than in 16 bits: so they were measured, and nobody would guess."""
+        wide = self.calibration.fits.get((fit.operator, "bf16"))
+        if wide is None or fit.number == wide.number:
+            return
+        c = self.calibration.ceilings
+        times = (fit.seconds(c, points) / wide.seconds(c, wide_points)).min()
+        if times > SLOWER:
+            self._said(f"{fit.operator} {fit.key}", f"measured at {times:.1f} times the 16-bit kernels' time or more")
 
     def _check_extent(self, fit: Fit, points: Points) -> None:
         beyond = fit.outside(points)
@@ -224,7 +238,7 @@ class Calibrated:
                 batch, context, same * shape.heads, same * shape.kv_heads, same * shape.head_dim, 0.0 * same, element
             )
         seconds = fit.seconds(self.calibration.ceilings, points).reshape(len(BATCHES), len(CONTEXTS))
-        return monotone(monotone(seconds, 1), 0)
+        return monotone(monotone(seconds, 0), 1)
 
     def prefill_launch(self, shape: AttentionShape) -> float:
         table = self._prefill_table(shape)
@@ -245,7 +259,7 @@ class Calibrated:
             new, computed = (a.ravel() for a in np.meshgrid(NEW, COMPUTED, indexing="ij"))
             points = _prefill_points(shape, new, computed, found[1])
             seconds = found[0].seconds(self.calibration.ceilings, points).reshape(len(NEW), len(COMPUTED))
-            table = self._tables[key] = monotone(monotone(seconds, 1), 0)
+            table = self._tables[key] = monotone(monotone(seconds, 0), 1)
         return table
 
 
@@ -359,5 +373,9 @@ def cost_model(
     if speed is not None and not speed.as_measured:
         operators = OtherKernels(operators, speed)
     cut = deployment.prefill_context_parallel_size * deployment.decode_context_parallel_size > 1
-    kind = OffloadedCost if deployment.offload is not None else ContextParallelCost if cut else OperatorCost
+    sparse = deployment.sparsity is not None
+    kind = (
+        OffloadedCost if deployment.offload is not None else ContextParallelCost if cut
+        else SparseCost if sparse else OperatorCost
+    )  # fmt: skip
     return kind(model, operators, deployment, overhead)

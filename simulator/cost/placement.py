@@ -8,6 +8,7 @@ from typing import Literal
 from simulator.core.errors import HardwareError, ModelError
 from simulator.cost.expert_serving import ExpertServing, check_serving
 from simulator.cost.hosted import Offload, check_offload
+from simulator.cost.sparsity import ContextualSparsity, check_sparsity
 from simulator.hardware.gpu import Gpu
 from simulator.model.architecture import Attention, Layer, LinearAttention, Model
 from simulator.model.formats import Quantization, weight_format
@@ -34,6 +35,8 @@ class Deployment:
     prefill, over tensor-parallel ranks for decode. ``context_parallel_masters``: prefill ranks that share the decoding
     tokens; 0: each computes all of them. ``tensor_parallel_layout``: see ``cost/tensor_cuts.py``.
 
+    ``sparsity``: weights that a token needs, see ``cost/contextual_sparsity.py``.
+
     ``layers``: the first layer held and the one after the last, of a model whose others are elsewhere; None: all.
     """
 
@@ -56,6 +59,7 @@ class Deployment:
     tensor_parallel_layout: TensorLayout = "1d"
     offload: Offload | None = None
     layers: tuple[int, int] | None = None
+    sparsity: ContextualSparsity | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +157,13 @@ def place(model: Model, gpu: Gpu, deployment: Deployment) -> Placed:
     ranks = tp * pp * deployment.data_parallel_size * deployment.prefill_context_parallel_size
     if deployment.offload is not None:
         check_offload(model, deployment.offload, ranks=ranks * deployment.decode_context_parallel_size, tp=tp)
+    if deployment.sparsity is not None:
+        check_sparsity(
+            model,
+            sizes=ranks // tp * deployment.decode_context_parallel_size,
+            layout=deployment.tensor_parallel_layout,
+            offloaded=deployment.offload is not None or deployment.layers is not None,
+        )
     if gpu.sliced_from and ranks > 1:
         raise HardwareError(
             f"MIG slices have no links to each other, and {ranks} of {gpu.name} would need them",

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from simulator.cost.expert_serving import ExpertServing
 from simulator.cost.other_kernels import KernelSpeed
+from simulator.cost.sparsity import ContextualSparsity
 from simulator.kv.eviction import EVICTIONS
 from simulator.scenario.finetuning import FinetuningSpec
 from simulator.scenario.kv import KvCompressionSpec
@@ -33,6 +34,29 @@ from simulator.scenario.spec import (
 )
 from simulator.scenario.speculation import SpeculativeSpec
 
+Share = Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)]
+
+
+@spec
+class SparsitySpec:
+    """Weights that a token needs, as predictors say: inputs, as quality is. A batch needs all that its tokens need."""
+
+    neurons: Share = 1.0
+    """Share of every MLP's neurons that a token needs."""
+    heads: Share = 1.0
+    """Share of the heads whose projections a token needs."""
+    always: Fraction = 0.0
+    """Of what a token needs, the share that every token needs; the rest is independent from token to token."""
+    predictor_rank: Positive = 1000
+    """Width of the predictors' hidden layer."""
+
+    def __post_init__(self) -> None:
+        if self.neurons == 1.0 and self.heads == 1.0:
+            raise ValueError("give the share of 'neurons' or of 'heads' that a token needs, below 1.")
+
+    def build(self) -> ContextualSparsity:
+        return ContextualSparsity(self.neurons, self.heads, self.always, self.predictor_rank)
+
 
 @spec
 class ModelSpec:
@@ -50,6 +74,8 @@ class ModelSpec:
     """Type of the KV cache: auto (that of the activations), bfloat16, fp8, int8 or int4."""
     kv_compression: Annotated[KvCompressionSpec, Shorthand("preset")] | None = None
     """How the KV cache is made smaller beyond its type. Plain text is a preset's name."""
+    contextual_sparsity: SparsitySpec | None = None
+    """Neurons and heads that a token needs, the only ones that are multiplied (Deja Vu); null: all of them."""
 
     def __post_init__(self) -> None:
         if (self.name is None) == (self.config is None):

@@ -9,6 +9,7 @@ from simulator.core.errors import ScenarioError
 from simulator.cost.beside import beside
 from simulator.cost.calibrated import Calibrated, cost_model
 from simulator.cost.calibration import Calibration, choose
+from simulator.cost.contextual_sparsity import SparseCost
 from simulator.cost.defaults import NEWEST, batch_defaults, engine_overhead
 from simulator.cost.finetuning import Finetuning, FinetuningCost
 from simulator.cost.hosted import Offload
@@ -104,6 +105,9 @@ def build(scenario: Scenario, group: GroupSpec | None = None) -> Setup:
         if args.shared_prefix_attention != "none":
             check_sharing(cost)
     drafter, lora, given_blocks = None, None, engine.num_gpu_blocks_override is not None
+    if isinstance(cost, SparseCost):
+        with at("model.contextual_sparsity"):
+            memory = beside(memory, cost.predictor_bytes, 0.0, given_blocks=given_blocks)
     if engine.speculative_config is not None:
         with at("engine.speculative_config"):
             drafter = build_drafter(engine.speculative_config, cost)
@@ -190,6 +194,7 @@ def build_cost(  # noqa: PLR0917 - what a price depends on
             tensor_parallel_layout=engine.tensor_parallel_layout,
             experts=None if engine.experts is None else engine.experts.build(),
             offload=offload,
+            sparsity=None if spec.contextual_sparsity is None else spec.contextual_sparsity.build(),
         ),
         overhead=engine_overhead(
             card,

@@ -82,6 +82,7 @@ CASCADE, NO_PREFIXES = "attention that reads shared prefixes once", "an engine w
 PREFIXES, TIERS, WINDOW = "prefix caching", "KV tiers", "sliding windows"
 ASIDE = "KV loads beside the steps"
 BOUNDED = "KV compression that bounds requests"
+SPARSITY = "contextual sparsity"
 OFFLOAD, KV_AWAY, EXPERTS_AWAY = "weights or KV outside the GPU", "KV outside the GPU", "experts outside the GPU"
 LOCKED, CLOCKS = "power caps and locked clocks", "clocks that change"
 NODES = "a placement over unlike nodes"
@@ -114,6 +115,7 @@ FEATURES: Mapping[str, Feature] = {
     ),
     WINDOW: Feature("model", lambda d: d.model.sliding_window is not None),
     BOUNDED: Feature("model.kv_compression", lambda d: d.bounded),
+    SPARSITY: Feature("model.contextual_sparsity", lambda d: d.scenario.model.contextual_sparsity is not None),
     OFFLOAD: Feature("engine.offload", lambda d: d.engine.offload is not None or bool(d.engine.cpu_offload_gb)),
     KV_AWAY: Feature("engine.offload", lambda d: d.kv_away),
     EXPERTS_AWAY: Feature(
@@ -177,6 +179,7 @@ APART: tuple[tuple[str, tuple[str, ...]], ...] = (
             *(WINDOW, LOCKED, ELASTIC, KEEPS, RESERVES, *_ACTS),
         ),
     ),
+    (SPARSITY, (NODES, LENDS, ELASTIC, FINETUNING, LOCKED, CLOCKS)),
     (CLOCKS, (PIPELINE, DATA_RANKS, EPLB, SHARED, LENDS, ELASTIC, SPECULATION)),
     (NODES, (LOCKED, CLOCKS, SHARED, LENDS, PREDICTION, *_ACTS)),
     (SLICES, _ACTS),

@@ -62,6 +62,7 @@ ASKED: dict[str, dict[str, Any]] = {
     features.ASIDE: {"engine": {"kv_tiers": [{"name": "dram", "capacity_bytes": 1e9}], "kv_tier_load": "async"}},
     features.WINDOW: {"model": {"name": "mistralai/Mistral-7B-v0.1"}},
     features.BOUNDED: {"model": {"kv_compression": "streaming-llm"}},
+    features.SPARSITY: {"model": {"contextual_sparsity": {"neurons": 0.2}}},
     features.OFFLOAD: {"engine": {"cpu_offload_gb": 1.0}},
     features.KV_AWAY: {"hardware": {"host": "Xeon-Gold-6136"}, "engine": {"offload": {"weights_host": 0.5, "kv_host": 1}}},
     features.EXPERTS_AWAY: {
