@@ -103,5 +103,6 @@ def planned(state: EngineState, step: Step) -> Step | None:
         return step
     if not step.decodes:
         return None
-    # A prompt that waits for blocks may get some as soon as a finished request is gone: look again at every step.
-    return step if state.prefilling else DECODE
+    # A prompt that waits for blocks may get some as soon as a finished request is gone, and what a waiting one finds in
+    # tiers, and so what it needs, changes with time: look again at every step.
+    return step if state.prefilling or (state.tiers is not None and state.waiting) else DECODE

@@ -79,6 +79,8 @@ class Vllm(Policy):
                 pool.take(ahead)
             self._admit(state, step, budget, threshold)
             pool.free += ahead  # taken again as the step is applied
+            if decodes and waiting and state.tiers is not None and not self.reserve_prompt:
+                return step  # what the head needs depends on what it finds in tiers, which changes with time
         if step.chunks:
             return step
         return DECODE if decodes else None

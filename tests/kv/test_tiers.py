@@ -18,6 +18,8 @@ from simulator.kv.tiers import TierSet
 from simulator.metrics import summarize
 from simulator.replica.records import SimulationRecords
 from simulator.scenario import load, run
+from simulator.scheduling import EngineArgs
+from simulator.scheduling.policy import resolve
 from tests.cluster.test_many_replicas import ARGS, LINEAR, same, trace
 from tests.scheduling.invariants import check_pool, clock_never_runs_back, ends_once, nobody_is_left
 from traces.prefix import from_rows
@@ -143,6 +145,30 @@ def test_spans_are_steps_and_every_block_comes_back(
 
 
 @pytest.mark.parametrize(
+    ("policy", "options"),
+    [("vllm", {"scheduler_reserve_full_isl": False}), ("fastgen", {}), ("sarathi", {}), ("sglang", {})],
+)
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), bandwidth=st.sampled_from([1e6, 1e7, 1e9]), blocks=st.sampled_from([70, 90]))
+def test_spans_are_steps_where_what_is_found_decides_who_is_admitted(
+    policy: str, options: dict[str, bool], seed: int, bandwidth: float, blocks: int
+) -> None:
+    """Whether reading is faster than computing changes as reads queue up and end, in the middle of a span."""
+    args = EngineArgs(
+        policy=policy,
+        max_num_seqs=16,
+        max_num_batched_tokens=512,
+        enable_prefix_caching=True,
+        **options,  # type: ignore[arg-type]
+    )
+    group = Group(resolve(args), LINEAR, blocks, tiers=tiers(TierPlan("t", 20 * 16 * BYTES, bandwidth, 1e-4)))
+    cluster = ClusterPlan((group,), RouterPlan())
+    one, other = (Simulation(trace(60, 100.0, seed=seed), cluster, step_mode=mode).run() for mode in (False, True))
+    same(one, other)
+    assert one.tiers == other.tiers
+
+
+@pytest.mark.parametrize(
     ("setting", "words"),
     [
         ("engine.kv_tiers.0.name=ssd", "needs a 'bandwidth'"),
@@ -151,6 +177,12 @@ def test_spans_are_steps_and_every_block_comes_back(
         ("engine.kv_tiers.0.eviction=belady", "unknown eviction policy"),
         ("engine.kv_tiers.0.capacity_bytes=0", "more than 0"),
         ("engine.enable_prefix_caching=false", "it is off"),
+        ("engine={kv_tiers: [{name: dram, capacity_bytes: 1GB}], kv_tier_load: async, policy: sglang}", "wait aside"),
+        (
+            "engine={kv_tiers: [{name: dram, capacity_bytes: 1GB, eviction: lfu}], kv_tier_prefetch: 4}",
+            "nowhere to fetch",
+        ),
+        ("engine.kv_recompute_layers=99", "32 layers"),
         ("engine.pipeline_parallel_size=2", "KV tiers and pipeline stages"),
     ],
 )
