@@ -38,15 +38,16 @@ def hit_curve(found: Accesses, policy: str, capacity: Ints, waiting: int = WAITI
     waiting: requests that wait while one is served, for ``look-ahead``. Raises PolicyError for an unknown policy.
     """
     make = EVICTIONS.get(policy)
+    runs: type[Runs] | None = vars(make).get("runs")  # its own: a class that derives from another decides otherwise
     if policy == "lru":
         both = lru_hits(found, capacity)
         hits = np.stack([both, both], axis=1)
-    elif make.runs is None:
+    elif runs is None:
         blocks = block_by_block(found)
         hits = np.array([hits_by_blocks(blocks, make(size), waiting) for size in capacity.tolist()])
     else:
         layout = found.layout
-        hits = np.array([hits_by_runs(found, make.runs(size, layout), waiting) for size in capacity.tolist()])
+        hits = np.array([hits_by_runs(found, runs(size, layout), waiting) for size in capacity.tolist()])
     ratios = hits.reshape(-1, 2) / max(found.num_used, 1)
     return Curve(policy, capacity, ratios[:, 0], ratios[:, 1])
 

@@ -181,6 +181,18 @@ def test_a_curve_by_hand() -> None:
     assert capacities(found)[-1] == found.num_blocks == 5
 
 
+def test_a_policy_without_a_form_on_runs_is_simulated_block_by_block() -> None:
+    class Stubborn(EVICTIONS.get("fifo")):  # type: ignore[misc]
+        def access(self, block: int, position: int, parent: int, next_use: int) -> bool:
+            return block in self if len(self) == self.capacity else super().access(block, position, parent, next_use)
+
+    found, sizes = chains([(0, 3), (1, 2), (0, 3)]), np.array([3])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EVICTIONS, "_entries", {"stubborn": Stubborn})
+        assert hit_curve(found, "stubborn", sizes).blocks.tolist() == [3 / 8]
+    assert hit_curve(found, "fifo", sizes).blocks.tolist() == [1 / 8]
+
+
 def test_unknown_policies() -> None:
     with pytest.raises(PolicyError, match="lru"):
         evictions(["lruu"])

@@ -44,8 +44,8 @@ class LookAhead(Eviction):
 
     Why it helps: what is about to be hit stays: between LRU (nobody waits) and the offline optimum (all wait). With
     tiers it says as well what to fetch before it is needed.
-    Limits: the waiting queue is given by whoever asks: hit-ratio curves take the trace's next requests, whatever the
-    load, and an engine's tiers do not have it. New blocks are always kept.
+    Limits: for hit-ratio curves, whose waiting queue is the trace's next requests, whatever the load; in an engine's
+    tiers, ``prefetch`` spares what the real queue wants (``simulator/kv/window.py``). New blocks are always kept.
     Reference: Gao et al., CachedAttention (USENIX ATC 2024, arXiv:2403.19708), scheduler-aware eviction, whose window
     is as many waiting sessions as fit into the store.
     """

@@ -22,7 +22,7 @@ class Eviction(Protocol):
     needs_places: ClassVar[bool] = False
     """Whether ``position`` and ``parent`` matter."""
     runs: ClassVar[type[Runs] | None] = None
-    """The same policy on runs of blocks, which is many times as fast; None: it has none, and works block by block."""
+    """The same policy on runs of blocks, much faster on long prompts; None: there is no such form. Not inherited."""
     last_waiting: int = 0
     """Number of the last request that waits; only for policies with ``needs_future``."""
 
