@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from simulator.core.errors import PolicyError
 from simulator.cost.expert_serving import ExpertServing
 from simulator.cost.other_kernels import KernelSpeed
 from simulator.cost.sparsity import ContextualSparsity
@@ -151,7 +152,7 @@ class TierSpec:
     write: Literal["evict", "through"] = "evict"
     """When blocks come down: as the cache forgets them, or as they are computed."""
     eviction: Name = "lru"
-    """Eviction policy of the tier (`windtunnel policies`)."""
+    """Eviction policy of the tier: a registered name (`windtunnel policies`) or package.module:Class."""
     shared: Bool = False
     """One copy and one bandwidth for all replicas; its blocks are written through."""
 
@@ -160,9 +161,15 @@ class TierSpec:
             raise ValueError(f"tier {self.name!r} needs a 'bandwidth'; only dram has one by itself.")
         if self.shared and self.write != "through":
             raise ValueError("a shared tier is written through: set 'write: through'.")
-        if self.eviction not in EVICTIONS or EVICTIONS.get(self.eviction).needs_future:
+        if self._eviction_knows_the_future():
             known = ", ".join(name for name, policy in EVICTIONS.items() if not policy.needs_future)
-            raise ValueError(f"unknown eviction policy {self.eviction!r}. Policies: {known}.")
+            raise ValueError(f"eviction policy {self.eviction!r} looks into the future. Policies: {known}.")
+
+    def _eviction_knows_the_future(self) -> bool:
+        try:
+            return EVICTIONS.get(self.eviction).needs_future
+        except PolicyError as error:
+            raise ValueError(str(error)) from error
 
 
 CACHE_FIELDS = {"eviction", "prefetch", "on_miss", "cpu_flops", "cpu_bandwidth", "skew", "sequence_skew"}

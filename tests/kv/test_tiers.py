@@ -174,7 +174,7 @@ def test_spans_are_steps_where_what_is_found_decides_who_is_admitted(
         ("engine.kv_tiers.0.name=ssd", "needs a 'bandwidth'"),
         ("engine.kv_tiers.0.shared=true", "write: through"),
         ("engine.kv_tiers.0.eviction=lur", "unknown eviction policy"),
-        ("engine.kv_tiers.0.eviction=belady", "unknown eviction policy"),
+        ("engine.kv_tiers.0.eviction=belady", "looks into the future"),
         ("engine.kv_tiers.0.capacity_bytes=0", "more than 0"),
         ("engine.enable_prefix_caching=false", "it is off"),
         ("engine={kv_tiers: [{name: dram, capacity_bytes: 1GB}], kv_tier_load: async, policy: sglang}", "wait aside"),
