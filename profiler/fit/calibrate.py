@@ -10,6 +10,7 @@ import pandas as pd
 from scipy.optimize import nnls
 
 from profiler.fit.crossval import Fitted, fit
+from profiler.fit.host import gpu_seconds, with_twin
 from profiler.fit.operators import DEEPSEEK, DEEPSEEK_HIDDEN, RECIPES, Recipe
 from profiler.tables.columns import Tables
 from simulator.core.errors import CalibrationError
@@ -25,6 +26,7 @@ USELESS = 0.3  # held-out error beyond which a near relation's kernels are the b
 # in the cache are left out, these few stand in their place and count for several.
 SERVED = "LLMServingSim"
 STANDS_FOR = 6.0
+HOST = " (the host's time: another format's stands in)"
 NETWORK = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 
 
@@ -34,15 +36,18 @@ def calibrate(
 ) -> Calibration:  # fmt: skip
     """Fits every operator the tables hold. Deterministic: the same tables give the same calibration.
 
-    With ``only``, these operators alone are fitted again and the others' fits are taken from ``kept``.
+    With ``only``, these alone ("gemm", or "gemm fp8" for one format) are fitted again and all other fits are those of
+    ``kept``.
 
     Raises CalibrationError when they hold nothing that can be fitted.
     """
     fits: dict[tuple[str, str], Fit] = {}
     for operator, recipe in RECIPES.items():
-        if only and operator not in only:
-            fits |= {k: f for k, f in (kept.fits if kept else {}).items() if k[0] == operator}
-            continue
+        if only:
+            stay = {k: f for k, f in (kept.fits if kept else {}).items() if k[0] == operator and not _wanted(only, *k)}
+            fits |= stay
+            if not any(x.split()[0] == operator for x in only):
+                continue
         if operator.startswith("latent") and ("gemm", "bf16") in fits:
             frame = without_projections(tables.frames, operator, fits["gemm", "bf16"], ceilings)
         else:
@@ -50,10 +55,13 @@ def calibrate(
         if frame is None:
             continue
         for key, part in parts(frame, recipe):
-            if len(part) < MINIMUM:
-                progress(f"{operator} {key}: {len(part)} points are too few")
+            if only and not _wanted(only, operator, key):
                 continue
-            if part.drop_duplicates(list(recipe.shape)).shape[0] < recipe.fewest:
+            timed = part.loc[~part["host"]] if "host" in part else part
+            if len(timed) < MINIMUM:
+                progress(f"{operator} {key}: {len(timed)} points are too few")
+                continue
+            if timed.drop_duplicates(list(recipe.shape)).shape[0] < recipe.fewest:
                 progress(f"{operator} {key}: fewer than {recipe.fewest} whole shapes")
                 continue
             found = one(operator, key, recipe, ceilings, part)
@@ -81,6 +89,10 @@ def calibrate(
     )
 
 
+def _wanted(only: Collection[str], operator: str, key: str) -> bool:
+    return operator in only or f"{operator} {key}" in only
+
+
 def parts(frame: pd.DataFrame, recipe: Recipe) -> list[tuple[str, pd.DataFrame]]:
     """(key, rows) for each fit of an operator, in a fixed order."""
     found = []
@@ -88,6 +100,7 @@ def parts(frame: pd.DataFrame, recipe: Recipe) -> list[tuple[str, pd.DataFrame]]
         frame = frame.assign(windowed=np.where(frame["window"] > 0, "windowed", ""))
     for values, rows in frame.groupby(list(recipe.split), sort=True):
         label = "/".join(str(v) for v in values if v != "")
+        rows = with_twin(rows.reset_index(drop=True), frame, recipe.twins.get(label), recipe.columns)  # noqa: PLW2901
         found.append((label, rows.sort_values([*recipe.columns]).reset_index(drop=True)))
     return found
 
@@ -95,7 +108,7 @@ def parts(frame: pd.DataFrame, recipe: Recipe) -> list[tuple[str, pd.DataFrame]]
 def one(operator: str, key: str, recipe: Recipe, ceilings: Ceilings, rows: pd.DataFrame) -> Fit:
     dtype = str(rows["dtype"].iloc[0])
     served = rows["source"].str.startswith(SERVED).to_numpy()
-    cold = recipe.cold(recipe.points(rows, dtype), rows["seconds"].to_numpy(float), ceilings)
+    cold = recipe.cold(recipe.points(rows, dtype), gpu_seconds(rows, recipe), ceilings)
     rows = rows.assign(weight=np.where(served & ~cold.all(), STANDS_FOR, 1.0)).loc[cold | served].reset_index(drop=True)
     found: Fitted = fit(recipe, ceilings, rows, dtype)
     coordinates = recipe.law.coordinates(found.constants, recipe.points(rows, dtype))
@@ -107,9 +120,15 @@ def one(operator: str, key: str, recipe: Recipe, ceilings: Ceilings, rows: pd.Da
         surfaces=found.surfaces,
         held_out=found.held_out,
         extent={k: (float(v.min()), float(v.max())) for k, v in coordinates.items()},
-        kernels={str(k): int(v) for k, v in rows["kernel"].value_counts().sort_index().items()},
+        kernels=_kernels(rows),
         forest=found.forest,
     )
+
+
+def _kernels(rows: pd.DataFrame) -> dict[str, int]:
+    """Measured kernels and their points; a name for those that only timed the host."""
+    names = rows["kernel"] + np.where(rows["host"], HOST, "") if "host" in rows else rows["kernel"]
+    return {str(k): int(v) for k, v in names.value_counts().sort_index().items()}
 
 
 def without_projections(

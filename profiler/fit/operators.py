@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -57,6 +57,8 @@ class Recipe:
     reach: Callable[[float], float] = lambda cache: cache
     forest: ForestSpec | None = None
     fewest: int = 2  # whole shapes
+    dense: bool = False  # neighbours along the first column take about as long: what sticks out between them is chance
+    twins: Mapping[str, str] = field(default_factory=dict)  # formats that may time the host: see ``host``
 
     def cold(self, points: Points, seconds: Floats, ceilings: Ceilings) -> np.ndarray:
         """Which rows an engine would see too. Benchmarks call a kernel again and again on the same operands; where the
@@ -250,9 +252,17 @@ def _latent_prefill_specs(x: Points) -> Sequence[SurfaceSpec]:
 RECIPES: Mapping[str, Recipe] = {
     # Weights are rotated through about 64 MB, which sweeps a cache of 50 MB but not one of 96 MB.
     "gemm": Recipe(
-        GEMM, ("dtype",), ("n", "k"), _gemm, _gemm_specs, lambda x: x["size"], lambda cache: 34e6 * (cache > 64e6),
+        GEMM,
+        ("dtype",),
+        ("n", "k"),
+        _gemm,
+        _gemm_specs,
+        lambda x: x["size"],
+        lambda cache: 34e6 * (cache > 64e6),
         ForestSpec(500, 8),
         fewest=12,  # of (n, k): a handful says nothing of the others, and near relations' kernels say more
+        dense=True,
+        twins={"fp8_block": "fp8"},  # the same bytes, and the same products at the same rate
     ),
     "prefill_attention": Recipe(PREFILL, ("head_dim", "kv_dtype"), ("heads", "kv_heads"), _prefill, _prefill_specs),
     "decode_attention": Recipe(

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--gpu", action="append", help="this one alone; repeatable")
-    parser.add_argument("--operator", action="append", help="fit it alone, keep the file's others; repeatable")
+    parser.add_argument("--operator", action="append", help="fit it alone (or 'gemm fp8'), keep the others; repeatable")
     parser.add_argument("--out", type=Path, default=SHIPPED)
     given = parser.parse_args(arguments)
     for recipe in RECIPES:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from profiler.fit.calibrate import parts
+from profiler.fit.host import gpu_seconds
 from profiler.fit.operators import RECIPES
 from profiler.tables.columns import Tables
 from profiler.tables.read import SUFFIXES, read_tables
@@ -82,9 +83,11 @@ def compare(path: Path, options: Options) -> Comparison:
             fit = calibration.fits.get((operator, key))
             if fit is not None:
                 dtype = str(rows["dtype"].iloc[0])
-                measured = rows["seconds"].to_numpy(float)
-                cold = recipe.cold(recipe.points(rows, dtype), measured, calibration.ceilings)
-                rows = rows.loc[cold].reset_index(drop=True)  # noqa: PLW2901 - operands warm in the cache are no engine's
+                usable = recipe.cold(recipe.points(rows, dtype), gpu_seconds(rows, recipe), calibration.ceilings)
+                if "host" in rows:
+                    usable &= ~rows["host"].to_numpy()
+                # Operands warm in the cache are no engine's, and what waits for its host is no kernel's time.
+                rows = rows.loc[usable].reset_index(drop=True)  # noqa: PLW2901
                 points = recipe.points(rows, dtype)
                 seconds = fit.seconds(calibration.ceilings, points)
                 residuals += _rows(path, f"{operator} {key}", rows, seconds, card)

@@ -91,9 +91,32 @@ def correction(surfaces: Sequence[Surface], coordinates: Mapping[str, Floats]) -
 
 
 def monotone(values: Floats, axis: int = -1) -> Floats:
-    """The nearest array that never falls along ``axis``, in the largest deviation: midway between the running maximum
-    from the front and the running minimum from the back.
+    """The nearest positive array that never falls along ``axis``, in squared logarithms: neighbours that fall are
+    pooled at their geometric mean. One value too high (a batch of one that runs another kernel) then moves the others
+    little.
+
+    Pool adjacent violators: Robertson, Wright and Dykstra, Order Restricted Statistical Inference, 1988. It keeps the
+    order of two arrays, so that what rises along one axis still does after another, and stays above any bound that
+    rises itself.
     """
-    front = np.maximum.accumulate(values, axis=axis)
-    back = np.flip(np.minimum.accumulate(np.flip(values, axis=axis), axis=axis), axis=axis)
-    return np.asarray(0.5 * (front + back))
+    logs = np.moveaxis(np.log(values), axis, -1)
+    rising = (np.diff(logs, axis=-1) >= 0.0).all(axis=-1)
+    pooled = logs.copy()
+    for row in np.argwhere(~rising):
+        pooled[tuple(row)] = _pooled(logs[tuple(row)].tolist())
+    found = np.where(np.moveaxis(pooled == logs, -1, axis), values, np.exp(np.moveaxis(pooled, -1, axis)))
+    return np.asarray(np.maximum.accumulate(found, axis=axis))  # but for rounding it rises already
+
+
+def _pooled(values: list[float]) -> Floats:
+    means: list[float] = []
+    sizes: list[int] = []
+    for value in values:
+        mean, size = value, 1
+        while means and means[-1] > mean:
+            mean = (means[-1] * sizes[-1] + mean * size) / (sizes[-1] + size)
+            size += sizes.pop()
+            means.pop()
+        means.append(mean)
+        sizes.append(size)
+    return np.repeat(means, sizes)

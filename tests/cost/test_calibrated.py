@@ -192,6 +192,17 @@ def test_what_is_not_measured_is_said_once() -> None:
     assert set(calibrated.notes) == {"gemm int4", "latent attention"}
 
 
+def test_experts_slower_than_in_16_bits_are_said() -> None:
+    """What the tables of Hopper hold for fp8 with one scale per tensor, and for no other narrow format."""
+    shapes = [(28672, 4096), (4096, 14336)]
+    for card, fmt, slower in (("H200-SXM", "fp8", True), ("H200-SXM", "fp8_block", False), ("B200", "fp8", False)):
+        found = find(gpu(card))
+        assert found is not None
+        priced = Calibrated(gpu(card), found)
+        priced.experts(8, 2.0, 8, shapes, weight_format(fmt), 2.0)
+        assert ("times the 16-bit" in priced.notes.get(f"experts {fmt}", "")) == slower
+
+
 def test_a_name_that_is_no_calibration_gets_a_remedy() -> None:
     with pytest.raises(CalibrationError, match="H100-SXM") as error:
         choose("H100-SXN", gpu("H100-SXM"))

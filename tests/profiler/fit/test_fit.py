@@ -137,7 +137,19 @@ def test_a_surface_survives_packing() -> None:
 
 def test_monotone_is_nearest_and_leaves_what_already_rises() -> None:
     assert monotone(np.array([1.0, 2.0, 3.0])).tolist() == [1.0, 2.0, 3.0]
-    assert monotone(np.array([1.0, 3.0, 2.0, 4.0])).tolist() == [1.0, 2.5, 2.5, 4.0]
+    assert monotone(np.array([1.0, 4.0, 1.0, 4.0])) == pytest.approx([1.0, 2.0, 2.0, 4.0])
+    assert monotone(np.array([4.0, 1.0, 1.0, 1.0])) == pytest.approx(
+        [2.0**0.5] * 4
+    )  # one of many moves the others little
+
+
+def test_monotone_along_both_axes_keeps_to_bounds_that_rise() -> None:
+    rng = np.random.default_rng(3)
+    bound = np.add.outer(np.arange(9.0), np.arange(12.0)) + 1.0
+    both = monotone(monotone(bound * rng.uniform(1.0, 3.0, bound.shape), 0), 1)
+    assert (both >= bound * (1 - 1e-12)).all()
+    for axis in (0, 1):
+        assert (np.diff(both, axis=axis) >= -1e-12 * both.max()).all()
 
 
 def test_collectives_never_get_faster_with_size() -> None:
@@ -151,4 +163,6 @@ def test_collectives_never_get_faster_with_size() -> None:
 
 def test_one_hiccup_of_a_benchmark_does_not_slow_every_larger_buffer() -> None:
     seconds = np.array([6.0, 15.0, 6.2, 6.5, 6.9, 8.4, 11.4, 14.9]) * 1e-6
-    assert rising(seconds).tolist() == pytest.approx([6e-6, 6.2e-6, 6.2e-6, 6.5e-6, 6.9e-6, 8.4e-6, 11.4e-6, 14.9e-6], rel=0.06)
+    assert rising(seconds).tolist() == pytest.approx(
+        [6e-6, 6.2e-6, 6.2e-6, 6.5e-6, 6.9e-6, 8.4e-6, 11.4e-6, 14.9e-6], rel=0.06
+    )
