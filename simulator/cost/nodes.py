@@ -24,16 +24,26 @@ SCALE = 1000.0  # flows are found in whole thousandths of a token per second
 
 @dataclass(frozen=True)
 class Load:
-    """A typical request, and how many requests a node decodes at once: from them its capacity follows."""
+    """A typical request, from which the nodes' capacities follow. kv_share: of a node's KV that requests fill.
+
+    decodes: that a node computes at once; None: what its KV holds, times its share of the time of a way through all
+    layers (Helix's estimate, from its published simulator).
+    """
 
     prompt_tokens: int
     output_tokens: int
-    decodes: int
+    kv_share: float = 0.9
+    decodes: int | None = None
 
     @property
     def tokens(self) -> int:
         """That a node computes for one request."""
         return self.prompt_tokens + self.output_tokens
+
+    @property
+    def context(self) -> int:
+        """Of a decode, half-way through the answer."""
+        return self.prompt_tokens + self.output_tokens // 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,14 +84,26 @@ class Wires:
     coordinator: str = ""
 
 
-def tokens_per_s(cost: OperatorCost, load: Load) -> float:
-    """Prompt and output tokens per second that a node with these layers sustains: prompts one by one, decodes in
-    batches of ``load.decodes`` that are half-way through their answers."""
+def layer_s(node: Node, load: Load) -> float:
+    """Seconds of a lone decode per layer."""
+    return node.cost.decode(1, load.context, 0, 0).first / node.num_layers
+
+
+def way_s(nodes: Sequence[Node], load: Load, num_layers: int) -> float:
+    """Seconds of a lone decode through all layers, if it met these nodes as often as they have layers."""
+    held = sum(node.num_layers for node in nodes)
+    return num_layers * sum(node.num_layers * layer_s(node, load) for node in nodes) / held
+
+
+def tokens_per_s(node: Node, load: Load, way_seconds: float) -> float:
+    """Prompt and output tokens per second that a node sustains with its layers:
+    prompts one by one, decodes in batches, half-way through their answers. way_seconds: see ``way_s``."""
     n = load.decodes
-    context = load.prompt_tokens + load.output_tokens // 2
-    windowed = min(context, cost.sliding_window or context)
-    prompt_s = cost.mixed(0, 0, 0, [(load.prompt_tokens, 0)], 1)
-    decode_s = cost.decode(n, n * context, n * windowed, 0).first / n
+    if n is None:
+        share = node.num_layers * layer_s(node, load) / way_seconds
+        n = max(round(load.kv_share * node.kv_tokens / load.tokens * min(share, 1.0)), 1)
+    prompt_s = node.cost.mixed(0, 0, 0, [(load.prompt_tokens, 0)], 1)
+    decode_s = node.cost.decode(n, n * load.context, 0, 0).first / n
     return load.tokens / (prompt_s + load.output_tokens * decode_s)
 
 

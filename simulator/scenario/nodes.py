@@ -12,7 +12,7 @@ from simulator.cost.calibrated import cost_model
 from simulator.cost.calibration import choose
 from simulator.cost.defaults import NEWEST, engine_overhead
 from simulator.cost.memory import MemoryPlan, memory_plan
-from simulator.cost.nodes import COORDINATOR, Load, Node, Wires, hops, max_flow, tokens_per_s
+from simulator.cost.nodes import COORDINATOR, Load, Node, Wires, hops, max_flow, tokens_per_s, way_s
 from simulator.cost.placement import Deployment
 from simulator.hardware.gpu import Gpu, gpu
 from simulator.model.architecture import LinearAttention, Model
@@ -157,14 +157,20 @@ def _plan(placement: PlacementSpec, nodes: Sequence[Node], served: Model) -> Nod
                 where="nodes",
                 remedy="Leave it out, or let other nodes end before and begin after its layers.",
             )
-    load = Load(placement.typical_prompt_tokens, placement.expected_output_tokens, placement.typical_decodes)
+    load = Load(
+        placement.typical_prompt_tokens,
+        placement.expected_output_tokens,
+        placement.kv_high_water,
+        placement.typical_decodes,
+    )
     wires = Wires(
         placement.latency_s,
         inf if placement.region_bandwidth is None else placement.region_bandwidth,
         placement.region_latency_s or 0.0,
         placement.region,
     )
-    rates = [tokens_per_s(node.cost, load) for node in nodes]
+    around = way_s(nodes, load, served.num_layers)
+    rates = [tokens_per_s(node, load, around) for node in nodes]
     activation = float(served.hidden_size * nodes[0].cost.placed.dtype_bytes)
     flow = max_flow(nodes, rates, wires, activation, served.num_layers)
     routes: Callable[[], Routes]

@@ -53,8 +53,9 @@ class PlacementSpec:
     """Output tokens that a request is expected to make."""
     typical_prompt_tokens: Positive = 512
     """Prompt of a typical request, from which the nodes' capacities in the flow follow."""
-    typical_decodes: Positive = 32
-    """Requests that a node typically decodes at once, for the same."""
+    typical_decodes: Positive | None = None
+    """Requests that a node typically decodes at once, for the same; null: those whose KV it holds, times its share of
+    the time of a way through all layers."""
 
     def __post_init__(self) -> None:
         regions = {self.region, *(node.region for node in self.nodes)}

@@ -124,6 +124,7 @@ def _setup(group: Setup) -> dict[str, float | int | None]:
         "weight_bytes": memory.weight_bytes * group.num_gpus,
         "parameters": parameters(group.model).total,
         "expert_hit_ratio": _expert_hit_ratio(group),
+        "flow_tokens_per_s": None if group.nodes is None else group.nodes.flow_tokens_per_s,
     }
 
 

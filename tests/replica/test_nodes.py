@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from simulator.cluster.plan import ClusterPlan, Group
 from simulator.cluster.simulation import Simulation
 from simulator.cost.calibrated import cost_model
-from simulator.cost.nodes import COORDINATOR, Load, Node, Wires, hops, max_flow, tokens_per_s
+from simulator.cost.nodes import COORDINATOR, Load, Node, Wires, hops, max_flow, tokens_per_s, way_s
 from simulator.cost.placement import Deployment
 from simulator.cost.step import OperatorCost
 from simulator.hardware.gpu import gpu
@@ -34,7 +34,7 @@ MODEL = model("meta-llama/Llama-2-7b-hf")
 LAYERS = MODEL.num_layers
 ROW = MODEL.hidden_size * 2.0  # bytes of a token between nodes
 LATENCY_S = 0.002
-LOAD = Load(100, 50, 8)
+LOAD = Load(100, 50)
 
 
 @cache
@@ -52,7 +52,8 @@ def plan_of(
     nodes: list[Node], *, routing: str = "flow", wires: Wires | None = None, expected: int = 50, high_water: float = 0.9
 ) -> NodesPlan:
     wires = wires or Wires(LATENCY_S)
-    rates = [tokens_per_s(one.cost, LOAD) for one in nodes]
+    around = way_s(nodes, LOAD, LAYERS)
+    rates = [tokens_per_s(one, LOAD, around) for one in nodes]
     ways = hops(nodes, LAYERS)
     flow = max_flow(nodes, rates, wires, ROW, LAYERS)
     kinds: dict[str, Callable[[], Routes]] = {
@@ -144,6 +145,15 @@ def test_the_flow_is_that_of_the_narrowest_cut() -> None:
     assert all(abs(value) < 1e-9 for i, value in out.items() if i != COORDINATOR)  # what comes in goes out
     slow_nics = [node("A10", 0, 16, bandwidth=3 * ROW), node("A10", 16, 32)]
     assert max_flow(slow_nics, [10.0, 10.0], Wires(0.0), ROW, LAYERS).tokens_per_s == pytest.approx(3.0)
+
+
+def test_a_node_decodes_what_its_kv_holds_times_its_share_of_the_way() -> None:
+    """Two equal halves: each has half of the requests at a time."""
+    nodes = [node("A10", 0, 16, kv_tokens=15_000), node("A10", 16, 32, kv_tokens=15_000)]
+    load = Load(100, 50, kv_share=0.8)
+    known = Load(100, 50, decodes=40)  # 15,000 x 0.8 / 150 requests, half of them here
+    rate = tokens_per_s(nodes[0], load, way_s(nodes, load, LAYERS))
+    assert rate == pytest.approx(tokens_per_s(nodes[0], known, 1.0), rel=0.02)
 
 
 def test_routes_follow_the_flow() -> None:

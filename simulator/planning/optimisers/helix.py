@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
 from typing import Annotated, Literal
@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from simulator.core.errors import HardwareError, UserError
-from simulator.cost.nodes import Load, tokens_per_s
+from simulator.cost.nodes import Load, Node, tokens_per_s, way_s
 from simulator.cost.placement import Deployment, place, stage_sizes
 from simulator.hardware.gpu import NETWORK_LATENCY_S, gpu
 from simulator.planning.optimisers.layer_program import Kind, Span, place_layers, swarm_stages
@@ -60,10 +60,12 @@ class Options:
     """Where the coordinator stands."""
     weight_share: Fraction = 0.5
     """Share of a node's memory that its layers may take; the rest is for KV. Separate pipelines take what they need."""
-    typical_decodes: Positive = 32
-    """Requests that a node decodes at once, from which its capacity follows."""
-    granularity: Positive = 1
-    """Layers that stay together: coarser placements are found sooner."""
+    typical_decodes: Positive | None = None
+    """Requests that a node decodes at once, from which its capacity follows; null: those whose KV it holds, times its
+    share of the time of a way through all layers."""
+    granularity: Positive | None = None
+    """Layers that stay together: coarser placements are found sooner. null: as many as the weakest node holds, then
+    half of that, and so on down to one, each with its part of the time; the best counts."""
     partial: Bool = True
     """A node may be entered at a later layer than its first."""
     time_limit_s: PositiveNumber = 60.0
@@ -88,8 +90,8 @@ class Helix(Optimiser[Options]):
     Decides: which layers each node holds, and with them how much of the flow of requests goes through each link.
     Why it helps: strong nodes hold more layers or stand where weak ones are the bottleneck; cut by kind or into equal
     stages, one or the other waits.
-    Limits: a node's capacity is that of typical requests in batches of ``typical_decodes``, whatever its KV holds and
-    the cluster can keep full; latency is not in it. Between regions a node's flow is taken to use one link in the
+    Limits: a node's capacity is that of typical requests in batches as large as evenly spread requests make; that KV is
+    full elsewhere first, and latency, are not in it. Between regions a node's flow is taken to use one link in the
     program; the flow of what it finds counts all links. Candidates beside it: Swarm's equal stages, filled one node
     after the other where the least capacity is, with Swarm's routing; and pipelines of one kind of GPU each.
     Reference: Mei et al., Helix, ASPLOS 2025 (arXiv:2406.01566), section 4, solved by HiGHS. Nodes of a kind in a
@@ -113,13 +115,14 @@ class Helix(Optimiser[Options]):
         self.load = Load(
             max(round(float(trace.prompt_tokens.mean())), 1),
             max(round(float(trace.output_tokens.mean())), 1),
+            self.options.kv_high_water,
             self.options.typical_decodes,
         )
         self.model = build_model(scenario.model)
         self.layers = self.model.num_layers
         placed = place(self.model, gpu(scenario.hardware.gpu), Deployment(dtype=scenario.model.dtype))
         self.activation_bytes = self.model.hidden_size * placed.dtype_bytes
-        kinds = [Kind(offer.count, offer.region, self._rates(offer)) for offer in self.options.nodes]
+        kinds = self._kinds()
         found = [self._helix(kinds), self._swarm(kinds), self._separate()]
         return sorted(found, key=lambda one: one.design is None)
 
@@ -136,20 +139,27 @@ class Helix(Optimiser[Options]):
     def _helix(self, kinds: Sequence[Kind]) -> Candidate:
         options = self.options
         links = inf if options.region_bandwidth is None else options.region_bandwidth / self.activation_bytes
-        found = place_layers(
-            kinds,
-            self.layers,
-            link_tokens_per_s=links,
-            granularity=options.granularity,
-            partial=options.partial,
-            time_limit_s=options.time_limit_s,
-            mip_gap=options.mip_gap,
-        )
-        if found is None:
+        units = [options.granularity or max(min(kind.most for kind in kinds), 1)]
+        while options.granularity is None and units[-1] > 1:
+            units.append(units[-1] // 2)
+        tried = [
+            place_layers(
+                kinds,
+                self.layers,
+                link_tokens_per_s=links,
+                granularity=unit,
+                partial=options.partial,
+                time_limit_s=options.time_limit_s / len(units),
+                mip_gap=options.mip_gap,
+            )
+            for unit in units
+        ]
+        placed = [one for one in tried if one is not None]
+        if not placed:
             return Candidate("Helix", reason="no placement was found: too few nodes, or too little time.")
+        found = max(placed, key=lambda one: one.flow)
         nodes = tuple(_held(self.options.nodes[at], span, count) for (at, span), count in sorted(found.counts.items()))
-        share = self.load.output_tokens / self.load.tokens
-        return self._candidate("Helix", self._placed(nodes, "flow"), {"program_bound": found.bound * share})
+        return self._candidate("Helix", self._placed(nodes, "flow"))
 
     def _swarm(self, kinds: Sequence[Kind]) -> Candidate:
         stages = swarm_stages(kinds, self.layers)
@@ -160,7 +170,7 @@ class Helix(Optimiser[Options]):
             for span, stage in stages.items()
             for at in dict.fromkeys(stage)
         )
-        return self._candidate("Swarm", self._placed(nodes, "swarm"), {})
+        return self._candidate("Swarm", self._placed(nodes, "swarm"))
 
     def _separate(self) -> Candidate:
         """Pipelines of nodes with the same GPUs; kinds that cannot hold the model do nothing."""
@@ -175,7 +185,7 @@ class Helix(Optimiser[Options]):
             return Candidate("separate pipelines", reason="no kind of nodes holds the model alone.")
         router = RouterSpec(policy="capacity-weighted")
         cluster = replace(scenario.cluster, replicas=1, groups=groups, router=router)
-        return self._candidate("separate pipelines", replace(scenario, cluster=cluster), {})
+        return self._candidate("separate pipelines", replace(scenario, cluster=cluster))
 
     def _pipelines(self, name: str, hardware: HardwareSpec, offers: Sequence[OfferSpec]) -> GroupSpec | None:
         """As many pipelines of equal stages as together have the largest flow (one, over several regions); None: all
@@ -197,13 +207,13 @@ class Helix(Optimiser[Options]):
                 best, most = group, flow
         return best
 
-    def _candidate(self, label: str, scenario: Scenario, columns: Mapping[str, float]) -> Candidate:
+    def _candidate(self, label: str, scenario: Scenario) -> Candidate:
         """With the flow that the built scenario has."""
         try:
             flow = self._flow(scenario)
         except UserError as error:
             return Candidate(label, reason=error.message)
-        return Candidate(label, flow * self.load.output_tokens / self.load.tokens, columns, Design(scenario))
+        return Candidate(label, flow * self.load.output_tokens / self.load.tokens, design=Design(scenario))
 
     def _flow(self, scenario: Scenario) -> float:
         """Tokens/s that all replicas are believed to sustain. Raises UserErrors where they cannot be built."""
@@ -235,25 +245,43 @@ class Helix(Optimiser[Options]):
 
     # -- nodes -------------------------------------------------------------------------------------------------
 
-    def _rates(self, offer: OfferSpec) -> tuple[float, ...]:
-        """Tokens/s of one of these nodes by number of layers, as long as they fit at either end of the model too."""
+    def _kinds(self) -> list[Kind]:
+        """What nodes of each kind compute with so many layers."""
+        built = [self._sizes(offer) for offer in self.options.nodes]
+        largest = [
+            sizes[-1]
+            for sizes, offer in zip(built, self.options.nodes, strict=True)
+            for _ in range(offer.count)
+            if sizes
+        ]
+        if not largest:
+            return [Kind(offer.count, offer.region, (0.0,)) for offer in self.options.nodes]
+        around = way_s(largest, self.load, self.layers)
+        return [
+            Kind(offer.count, offer.region, (0.0, *(self._rate(node, around) for node in sizes)))
+            for offer, sizes in zip(self.options.nodes, built, strict=True)
+        ]
+
+    def _rate(self, node: Node, around: float) -> float:
+        return min(tokens_per_s(node, self.load, around), node.bandwidth / self.activation_bytes)
+
+    def _sizes(self, offer: OfferSpec) -> list[Node]:
+        """One of these nodes with 1, 2, ... layers amid the model, as long as they fit at either end of it too."""
         own = replace(self.question.scenario, hardware=replace(self.question.scenario.hardware, gpu=offer.gpu))
         args = resolve(engine_args(own, self.model, gpu(offer.gpu)))
-        found = [0.0]
+        found: list[Node] = []
         for k in range(1, self.layers + 1):
-            rates, shares = [], []
+            amid = (self.layers - k) // 2
             try:
-                for first in {0, (self.layers - k) // 2, self.layers - k}:
+                for first in (0, self.layers - k, amid):
                     held = _held(offer, Span(first, first + k), 1)
                     node, memory = build_node(own, self._spec((held,), "flow"), held, args, self.model)
-                    rates.append(min(tokens_per_s(node.cost, self.load), node.bandwidth / self.activation_bytes))
-                    shares.append(memory.weight_bytes / memory.total_bytes)
+                    if memory.weight_bytes > self.options.weight_share * memory.total_bytes:
+                        return found
             except HardwareError:
-                break
-            if max(shares) > self.options.weight_share:
-                break
-            found.append(min(rates))
-        return tuple(found)
+                return found
+            found.append(node)
+        return found
 
 
 def _held(offer: OfferSpec, span: Span, count: int) -> NodeSpec:
