@@ -2,6 +2,7 @@
 
 from simulator.planning.optimisers import (  # noqa: F401 - to register them
     distserve,
+    dynamollm,
     exegpt,
     helix,
     melange,

@@ -58,24 +58,27 @@ class Bucket:
 class Grid:
     """Sizes of requests; cells that hold few requests of a trace join the nearest that holds more."""
 
-    def __init__(self, trace: Trace) -> None:
-        edges = list(product(pairwise(PROMPT_EDGES), pairwise(OUTPUT_EDGES)))
-        counts = np.bincount(_cells(trace), minlength=len(edges))
+    def __init__(
+        self, trace: Trace, prompt: Sequence[float] = PROMPT_EDGES, output: Sequence[float] = OUTPUT_EDGES
+    ) -> None:
+        """prompt, output: edges in tokens, from 0 to infinity; a cell holds its upper edge."""
+        self._prompt, self._output = prompt, output
+        edges = list(product(pairwise(prompt), pairwise(output)))
+        counts = np.bincount(self._cells(trace), minlength=len(edges))
         large = np.flatnonzero(counts >= min(LEAST, counts.max(initial=0)))
-        at = np.array([divmod(cell, len(OUTPUT_EDGES) - 1) for cell in range(len(edges))])
+        at = np.array([divmod(cell, len(output) - 1) for cell in range(len(edges))])
         nearest = [int(np.argmin(np.abs(at[large] - at[cell]).sum(axis=1))) for cell in range(len(edges))]
         self._bucket = np.array(nearest, dtype=np.int64)
         self.edges: list[tuple[Edges, Edges]] = [edges[int(cell)] for cell in large]
 
     def __call__(self, trace: Trace) -> Ints:
         """The bucket of each request."""
-        return self._bucket[_cells(trace)]
+        return self._bucket[self._cells(trace)]
 
-
-def _cells(trace: Trace) -> Ints:
-    rows = np.searchsorted(PROMPT_EDGES[1:-1], trace.prompt_tokens, side="left")
-    columns = np.searchsorted(OUTPUT_EDGES[1:-1], trace.output_tokens, side="left")
-    return np.asarray(rows * (len(OUTPUT_EDGES) - 1) + columns, dtype=np.int64)
+    def _cells(self, trace: Trace) -> Ints:
+        rows = np.searchsorted(self._prompt[1:-1], trace.prompt_tokens, side="left")
+        columns = np.searchsorted(self._output[1:-1], trace.output_tokens, side="left")
+        return np.asarray(rows * (len(self._output) - 1) + columns, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,8 @@ class Melange(Optimiser[Options]):
         """The buckets with what a replica of each type sustains of each."""
         which, found = self.grid(trace), []
         parts = [
-            _poisson(trace, np.flatnonzero(which == at), self.question.seeds[0]) for at in range(len(self.grid.edges))
+            steady_part(trace, np.flatnonzero(which == at), self.question.seeds[0])
+            for at in range(len(self.grid.edges))
         ]
         rates = self.question.sustained([Design(one, part) for part in parts for one in alone], "buckets")
         for at, (prompt, output) in enumerate(self.grid.edges):
@@ -248,7 +252,7 @@ def _single(scenario: Scenario, hardware: HardwareSpec) -> Scenario:
     return replace(scenario, hardware=hardware, cluster=replace(scenario.cluster, replicas=1, groups=()))
 
 
-def _poisson(trace: Trace, rows: Ints, seed: int) -> Trace:
+def steady_part(trace: Trace, rows: Ints, seed: int) -> Trace:
     """``SAMPLE`` requests of these rows, drawn again where there are fewer, as independent arrivals."""
     rng = streams(seed).stream("planning.melange")
     picked = np.sort(rng.choice(rows, SAMPLE, replace=len(rows) < SAMPLE))
