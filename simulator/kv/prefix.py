@@ -8,7 +8,7 @@ prefill the same prefix at once leave two instances, and a lookup takes the olde
 Four facts make it cheap without changing any outcome.
 
 - Blocks without a hash are interchangeable and always sit before every cached block in the free queue, so they are a
-  number.
+  number. So are those with a hash that nobody will ask for again (a finished request's own), between the others.
 - Blocks of one request enter and leave together, so they are kept as a *run* of consecutive positions, cut only where
   another request's hit ends inside it.
 - An id names its block and everything before it, so one id that two prompts share says that all before it are shared:
@@ -31,15 +31,16 @@ Listener = Callable[[Sequence[int]], None]
 class Run:
     """Instances of the blocks at positions ``[lo, hi)`` of one chain of block ids."""
 
-    __slots__ = ("head", "hi", "ids", "lo", "next", "previous", "refs", "twins")
+    __slots__ = ("before", "head", "hi", "ids", "lo", "next", "previous", "refs", "twins")
 
     def __init__(self, ids: Sequence[int], lo: int, hi: int, refs: int) -> None:
-        self.ids = ids  # empty: nobody finds these blocks by an id
+        self.ids = ids  # OWN: nobody finds these blocks by an id
         self.lo = lo
         self.hi = hi
         self.refs = refs  # requests that hold it; 0: every block is free and the run stands in the eviction order
         self.head: Run | None = None  # what was cut off its front; who held the run before holds that too
         self.twins: list[Run] | None = None  # all instances of its first block, itself included, oldest first
+        self.before = 0  # blocks that nobody can hit again, evicted just before it
         self.previous: Run | None = None
         self.next: Run | None = None
 
@@ -96,7 +97,7 @@ class PrefixCache(BlockPool):
         super().__init__(num_blocks, block_size)
         self.unit = unit
         self._starts: dict[int, Run] = {}  # first block of a run -> the run, or the oldest of twins
-        order = Run((), 0, 0, 0)  # sentinel (its ids are not ANONYMOUS) of the eviction order: order.next goes first
+        order = Run((), 0, 0, 0)  # sentinel of the eviction order: order.next goes first
         order.next = order.previous = order
         self._order = order
         self._owed = 0  # blocks at the near end of the eviction order that are taken already
@@ -266,7 +267,10 @@ class PrefixCache(BlockPool):
         run.head = head
         run.lo = position
         if not run.refs:  # the tail of a run is evicted before its head
-            self._link_after(head, run)
+            after = run.next
+            assert after is not None
+            head.previous, head.next = run, after
+            run.next = after.previous = head
         return head
 
     def _list(self, twins: list[Run]) -> None:
@@ -303,6 +307,12 @@ class PrefixCache(BlockPool):
         while owed > 0:
             run = order.next
             assert run is not None
+            if run.before >= owed:
+                run.before -= owed
+                return
+            owed -= run.before
+            run.before = 0
+            assert run is not order
             old = run.hi
             kept = old - run.lo - owed
             if kept > 0:
@@ -402,69 +412,61 @@ class PrefixCache(BlockPool):
         returns: the request was preempted and may hit its own blocks again.
         """
         self.free += blocks
+        order = self._order
         if table is None:
-            if full_blocks:
-                self._append_anonymous(full_blocks)
+            self.cached += full_blocks
+            order.before += full_blocks
             return
         runs = table.runs
         held = runs[-1].hi if runs else 0
-        if held < full_blocks and held < len(table.ids) * self.unit:  # its answer has ids: the next turn may hit it
-            self.cache(table, full_blocks)
-            held = runs[-1].hi
-        if full_blocks > held:  # content past the ids
-            if returns:
+        if held < full_blocks:
+            if held < len(table.ids) * self.unit:  # its answer has ids: the next turn may hit it
+                self.cache(table, full_blocks)
+                held = runs[-1].hi
+            past = full_blocks - held  # the ids
+            self.cached += past
+            if not returns:
+                order.before += past
+            elif past:
                 own = Run(OWN, held, full_blocks, 0)
                 table.own += (own,)
-                self.cached += full_blocks - held
-                self._link_after(own, self._order.previous)
-            else:
-                self._append_anonymous(full_blocks - held)
+                self._append(own)
         while runs:
             run = runs.pop()
-            self._let_go(run)
             begin = runs[-1].hi if runs else 0
-            while run.lo > begin:  # it was cut since it was held
-                head = run.head
+            while True:
+                run.refs -= 1
+                if run.refs:
+                    self.free -= run.hi - run.lo  # others still hold them
+                else:
+                    self.cached += run.hi - run.lo
+                    self._append(run)
+                if run.lo <= begin:
+                    break
+                head = run.head  # it was cut since it was held
                 assert head is not None
-                self._let_go(head)
                 run = head
         if not returns:
             table.own = ()
 
-    def _let_go(self, run: Run) -> None:
-        """One request less holds ``run``; its blocks count as free already."""
-        run.refs -= 1
-        if run.refs:
-            self.free -= run.hi - run.lo
-        else:
-            self.cached += run.hi - run.lo
-            self._link_after(run, self._order.previous)
-
-    def _append_anonymous(self, blocks: int) -> None:
-        """Content that nobody can hit goes to the end of the eviction order: it is one count."""
-        self.cached += blocks
-        last = self._order.previous
-        assert last is not None
-        if last.ids is ANONYMOUS:
-            last.hi += blocks
-        else:
-            self._link_after(Run(ANONYMOUS, 0, blocks, 0), last)
-
     # -- eviction order ----------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _link_after(run: Run, before: Run | None) -> None:
-        assert before is not None
-        after = before.next
-        assert after is not None
-        run.previous, run.next = before, after
-        before.next = after.previous = run
+    def _append(self, run: Run) -> None:
+        """All that is free already is evicted before it."""
+        order = self._order
+        last = order.previous
+        assert last is not None
+        run.previous, run.next = last, order
+        last.next = order.previous = run
+        run.before, order.before = order.before, 0
 
     @staticmethod
     def _unlink(run: Run) -> None:
         previous, after = run.previous, run.next
         assert previous is not None and after is not None
         previous.next, after.previous = after, previous
+        after.before += run.before
+        run.before = 0
         run.previous = run.next = None
 
 
@@ -472,7 +474,4 @@ def _end(run: Run) -> int:
     return run.hi
 
 
-# By identity, the ids of blocks that have none. Nobody can hit ANONYMOUS runs again, and OWN runs only the request that
-# has computed them.
-ANONYMOUS: Sequence[int] = []
-OWN: Sequence[int] = []
+OWN: Sequence[int] = []  # (by identity) the ids of blocks past the ids: only the request that computed them hits them

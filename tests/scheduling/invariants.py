@@ -80,7 +80,9 @@ def check_cache(pool: PrefixCache) -> None:
         assert not run.refs  # a held run is not up for eviction
         free.append(run)
         run = run.next
-    assert sum(run.hi - run.lo for run in free) == pool.cached + pool._owed
+    assert all(run.before >= 0 for run in [*free, pool._order])
+    waiting = pool._order.before + sum(run.before + run.hi - run.lo for run in free)
+    assert waiting == pool.cached + pool._owed
     found = listed_runs(pool)
     assert len({id(run) for run in found}) == len(found)
     assert {id(run) for run in free if len(run.ids)} == {id(run) for run in found if not run.refs}
