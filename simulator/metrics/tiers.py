@@ -34,8 +34,9 @@ def summarize_tiers(records: SimulationRecords) -> dict[str, Any] | None:
     for row in tiers.values():
         row["share"] = row["hit_tokens"] / prompt if prompt else 0.0
         row["read_utilization"] = row["busy_s"] / (row["copies"] * records.end) if records.end > 0 else 0.0
+    here = max(hit - lower, 0.0)  # what a horizon finds on its way to a request is in ``lower`` alone
     return {
-        "gpu": {"hit_tokens": hit - lower, "share": (hit - lower) / prompt if prompt else 0.0},
+        "gpu": {"hit_tokens": here, "share": here / prompt if prompt else 0.0},
         "tiers": tiers,
         "load_s": records.tier_load_s,
         "aside_s": records.tier_aside_s,

@@ -9,6 +9,7 @@ from typing import Any
 from simulator.core.errors import ScenarioError
 from simulator.metrics.summary import Summary
 from simulator.scenario.config import Scenario
+from simulator.scenario.engine import EngineSpec
 from simulator.scenario.run import run, usd_per_hour
 from simulator.scenario.trace import make_trace
 
@@ -57,15 +58,21 @@ def tier_worth(scenario: Scenario, tell: Callable[[str], None] = lambda _: None)
     for count in range(len(tiers) + 1):
         name = tiers[count - 1].name if count else "none"
         tell(name)
-        window = scenario.engine.kv_tier_prefetch if count > 1 or tiers[0].eviction == "lru" else 0
-        engine = replace(scenario.engine, kv_tiers=tiers[:count], kv_tier_prefetch=window)
-        result = run(replace(scenario, engine=engine), trace=trace)
+        result = run(replace(scenario, engine=_with(scenario.engine, count)), trace=trace)
         gpus = sum(group.num_gpus * group.replicas for group in result.groups)
         replicas = sum(group.replicas for group in result.groups)
         price = usd_per_hour(result.groups)
         monthly = None if price is None else price / gpus * HOURS_OF_MONTH / result.records.end  # USD per GPU second
         found.append(_worth(name, result.summary, gpus / replicas, monthly, found))
     return found
+
+
+def _with(engine: EngineSpec, count: int) -> EngineSpec:
+    """The engine with the first ``count`` of its tiers, and with what can be done with those."""
+    if not count:
+        return replace(engine, kv_tiers=(), kv_tier_load="layerwise", kv_tier_prefetch=0)
+    looks = count > 1 or engine.kv_tiers[0].eviction == "lru"
+    return replace(engine, kv_tiers=engine.kv_tiers[:count], kv_tier_prefetch=engine.kv_tier_prefetch if looks else 0)
 
 
 def _worth(name: str, summary: Summary, gpus_per_replica: float, monthly: float | None, before: list[Worth]) -> Worth:

@@ -225,6 +225,9 @@ def build_power(scenario: Scenario, args: EngineArgs, card: Gpu) -> PowerModel:
 def build_tiers(engine: EngineSpec, args: EngineArgs, served: Model, memory: MemoryPlan, card: Gpu) -> TierSet | None:
     """The tiers behind a replica's prefix cache. Raises ScenarioError where it has none to stand behind."""
     if not engine.kv_tiers:
+        if engine.kv_tier_load == "async" or engine.kv_tier_prefetch:
+            where = "engine.kv_tier_load" if engine.kv_tier_load == "async" else "engine.kv_tier_prefetch"
+            raise ScenarioError("there are no tiers to load from.", where=where, remedy="Give engine.kv_tiers.")
         return None
     if not args.enable_prefix_caching:
         remedy = "Set engine.enable_prefix_caching: true, or leave kv_tiers out."

@@ -82,6 +82,12 @@ def test_the_page_says_what_was_saved(scenario: Path, tmp_path: Path) -> None:
     assert none.usd_saved_per_gb_month is None
 
 
+def test_loads_aside_are_valued_too(scenario: Path) -> None:
+    scenario.write_text(RAG.replace("kv_tier_match: chunks", "kv_tier_load: async\n  kv_tier_prefetch: 2"))
+    none, dram, ssd = tier_worth(load(scenario))
+    assert none.tier_hit_share == 0 < dram.tier_hit_share <= ssd.tier_hit_share
+
+
 def test_there_must_be_tiers(scenario: Path) -> None:
     scenario.write_text(
         RAG.replace("  kv_tier_match: chunks\n", "").split("  kv_tiers")[0] + "workload:" + RAG.split("workload:")[1]
