@@ -74,6 +74,9 @@ def build_engine(
         return LendingEngine(
             state, policies[0], attention, recorder, loans=loans, on_finish=on_finish, observer=observer
         )
+    if args.pipeline_parallel_size > 1:
+        stages = processor.stages if processor is not None else [0.0] * args.pipeline_parallel_size
+        return PipelineEngine(*one, stages=stages, on_finish=on_finish, observer=observer)
     if processor is not None:
         return SharedEngine(*one, processor=processor, on_finish=on_finish, observer=observer)
     if len(ranks) > 1 or args.enable_eplb:
@@ -88,8 +91,6 @@ def build_engine(
             on_finish=on_finish,
             observer=observer,
         )
-    if args.pipeline_parallel_size > 1:
-        return PipelineEngine(*one, stages=args.pipeline_parallel_size, on_finish=on_finish, observer=observer)
     if args.shared_prefix_attention != "none":
         state = SharingState(args, states[0].pool, window=cost.sliding_window)
         state.hittable = states[0].hittable

@@ -24,7 +24,7 @@ def shared_processors(cluster: ClusterPlan) -> dict[int, Processor]:
     for group in tenants:
         host = _host(group, hosts)
         for k in range(group.count):
-            processor = found.setdefault(first[host.name] + k, Processor())
+            processor = found.setdefault(first[host.name] + k, Processor(host.args.pipeline_parallel_size))
             found[first[group.name] + k] = processor
     return found
 
@@ -44,5 +44,12 @@ def _host(group: Group, hosts: dict[str, Group]) -> Group:
             f"{host.count} x {host.num_gpus} {host.gpu} of {host.name!r}.",
             where=where,
             remedy="Give both groups the same hardware, replicas and tensor_parallel_size.",
+        )
+    if group.args.pipeline_parallel_size != host.args.pipeline_parallel_size:
+        raise ScenarioError(
+            f"{group.args.pipeline_parallel_size} pipeline stages cannot be the {host.args.pipeline_parallel_size} of "
+            f"{host.name!r}.",
+            where=where,
+            remedy="Give both groups the same pipeline_parallel_size.",
         )
     return host

@@ -59,10 +59,11 @@ class PipelineEngine:
         cost: StepCost,
         recorder: Recorder,
         *,
-        stages: int,
+        stages: list[float],
         on_finish: OnFinish | None = None,
         observer: Observer | None = None,
     ) -> None:
+        """stages: when each is free, s; the same list for engines that share them."""
         self.state = state
         self.policy = policy
         self.cost = cost
@@ -73,12 +74,12 @@ class PipelineEngine:
         self.wake_time = inf
         self.busy_until = 0.0
         self.recorder = recorder
-        self._stages = [0.0] * stages  # s, when each stage is free
+        self._stages = stages
         self._flying: deque[tuple[float, EngineState]] = deque()  # (when the batch comes out, its lane)
         self._actions: list[Action] = []
         policy.prepare(state)
-        self._free = deque([state, *(state.add_lane() for _ in range(stages - 1))])
-        self._last_token_time = [0.0] * stages  # s, per lane
+        self._free = deque([state, *(state.add_lane() for _ in stages[1:])])
+        self._last_token_time = [0.0] * len(stages)  # s, per lane
 
     def add(self, request: Request, now: float) -> bool:
         """Queue a request. True when ``wake_time`` has changed."""

@@ -5,6 +5,9 @@ gets them in the order of asking; an engine that has had its step asks again beh
 bursts thus take what the others leave, over all the GPUs the models are cut over (AlpaServe, OSDI 2023,
 arXiv:2302.11665, multiplexes models at the level of batches the same way). Steps are planned when the GPUs are free,
 one by one.
+
+Cut into pipeline stages, engines share those (``PipelineEngine``): a batch enters a stage when the one planned before
+it, whoever's it was, has left.
 """
 
 from __future__ import annotations
@@ -22,11 +25,12 @@ from simulator.scheduling.step import DECODE
 
 
 class Processor:
-    """The GPUs of a replica that several engines share."""
+    """The GPUs of a replica that several engines share. stages: of the pipeline that each of them is cut into."""
 
-    __slots__ = ("busy_until", "queue")
+    __slots__ = ("busy_until", "queue", "stages")
 
-    def __init__(self) -> None:
+    def __init__(self, stages: int = 1) -> None:
+        self.stages = [0.0] * stages  # s, when each is free
         self.busy_until = 0.0  # s
         self.queue: deque[SharedEngine] = deque()  # who waits for them
 

@@ -171,7 +171,7 @@ APART: tuple[tuple[str, tuple[str, ...]], ...] = (
     (TIERS, (*_RANKS, DECODE_RANKS)),
     (ASIDE, (CHUNKS, *_MOVES)),
     (BOUNDED, _MOVES),
-    (SHARED, (PIPELINE, DATA_RANKS, EPLB, TIERS, LOCKED, KEEPS, *_ACTS)),
+    (SHARED, (DATA_RANKS, EPLB, TIERS, LOCKED, KEEPS, *_ACTS)),
     (
         LENDS,
         (

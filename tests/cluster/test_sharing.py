@@ -156,3 +156,48 @@ def test_what_cannot_share_is_told_why(change: dict[str, object], remedy: str) -
     groups = (plan.groups[0], replace(plan.groups[1], **change))  # type: ignore[arg-type]
     with pytest.raises(ScenarioError, match=remedy):
         Simulation(random_trace(10, 2, 5.0), replace(plan, groups=groups))
+
+
+PIPELINED = replace(ARGS, pipeline_parallel_size=4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    models=st.integers(1, 4), n=st.integers(1, 60), rate=st.sampled_from([2.0, 20.0, 400.0]), seed=st.integers(0, 99)
+)
+def test_models_share_the_stages_of_a_pipeline(models: int, n: int, rate: float, seed: int) -> None:
+    """One batch at a time is in the last stage, whoever's it is, and every token is made once."""
+    trace = random_trace(n, models, rate, seed)
+    simulation = Simulation(trace, together(models, args=PIPELINED, blocks=2000))
+    records = simulation.run()
+    ends_once(records, trace, drained=True)
+    never_at_once(records, list(range(models)))
+    for replica in simulation.replicas:
+        nobody_is_left(replica.engine.state)
+    made = tokens_made(analyse(records).ranges, n)
+    np.testing.assert_array_equal(made, trace.output_tokens)
+
+
+def test_prompts_of_two_models_pass_the_stages_one_behind_the_other() -> None:
+    """As if they were one model's, a batch each: three prompts through four stages take six stage times."""
+    arrival, three = np.zeros(3), np.full(3, 512)
+    trace = labelled(arrival, three, np.ones(3, dtype=np.int64), np.array([0, 1, 0]))
+    records = Simulation(trace, together(2, args=PIPELINED, cost=FixedCost(0.01, 0.0))).run()
+    np.testing.assert_allclose(np.sort(records.requests.finish), [0.04, 0.05, 0.06])
+
+
+def test_a_pipeline_shared_with_nobody_who_asks_is_a_pipeline() -> None:
+    trace = random_trace(40, 2, 20.0)
+    alone = replace(trace, model=Labels(np.zeros(40, dtype=np.int32), ("a", "b")))
+    shared = Simulation(alone, together(2, args=PIPELINED, blocks=2000)).run()
+    plain = Simulation(alone, together(1, args=PIPELINED, blocks=2000)).run()
+    np.testing.assert_array_equal(shared.requests.finish, plain.requests.finish)
+
+
+def test_other_stages_are_not_the_same_gpus() -> None:
+    groups = (
+        Group(PIPELINED, LINEAR, 400, name="a", model="a"),
+        Group(ARGS, LINEAR, 400, name="b", model="b", shares="a"),
+    )
+    with pytest.raises(ScenarioError, match="1 pipeline stages cannot be the 4"):
+        Simulation(random_trace(4, 2, 1.0), ClusterPlan(groups))
