@@ -14,6 +14,7 @@ import pytest
 from simulator.core.errors import CalibrationError
 from simulator.cost.calibrated import Calibrated, cost_model
 from simulator.cost.calibration import TRANSFER, choose, describe, find, read_calibration, shipped
+from simulator.cost.laws import gemm_points
 from simulator.cost.placement import Deployment
 from simulator.cost.roofline import Roofline
 from simulator.cost.shapes import AttentionShape, attention_shape, decode_physics, prefill_physics
@@ -76,6 +77,22 @@ def test_products_rise_with_tokens_and_never_beat_the_gpu(calibrated: Calibrated
     for m, p in zip(TOKENS, prices, strict=True):
         weights = n * k * form.bytes_per_weight(k)
         assert p.seconds >= 0.999 * max(2.0 * m * n * k / peak, weights / calibrated.gpu.memory_bandwidth)
+
+
+@pytest.mark.parametrize("fmt", ["bfloat16", "fp8"])
+def test_products_are_priced_as_they_were_fitted(calibrated: Calibrated, fmt: str) -> None:
+    """Making prices rise must not undo the fit, even where one token takes a slower kernel than two (fp8, Blackwell)."""
+    fit = calibrated.calibration.fits.get(("gemm", {"bfloat16": "bf16"}.get(fmt, fmt)))
+    if fit is None:
+        return
+    form, tokens = weight_format(fmt), np.array([2, 8, 32, 64, 128, 256])
+    for n, k in ((2560, 8192), (14336, 4096)):
+        same = np.ones(len(tokens))
+        fitted = fit.seconds(
+            calibrated.calibration.ceilings, gemm_points(1.0 * tokens, n * same, k * same, form.bytes_per_weight(k))
+        )
+        priced = np.array([calibrated.gemm(int(m), n, k, form, 2.0).seconds for m in tokens])
+        assert np.abs(np.log(priced / fitted)).mean() < 0.12, (n, k)
 
 
 @pytest.mark.parametrize("fmt", ["bfloat16", "fp8", "mxfp4"])
