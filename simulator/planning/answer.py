@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simulator import __version__
 from simulator.core.errors import UserError
+from simulator.planning import costs
 from simulator.planning.code import code_digest
 from simulator.planning.command import commands
 from simulator.planning.load import short
@@ -41,14 +42,14 @@ def sentence(answer: Answer) -> str:
             f"with {best.slack:.0%} of the SLO's limits used."
         )
     assert best.sustained is not None
-    carries = f"{number(best.sustained.rate)} requests/s ({interval(answer, best)})"
+    carries = f"{per_second(best.sustained.rate)} ({interval(answer, best)})"
     if plan.find == "highest-rate":
         per = {"rate": "", "rate-per-usd": ", the most per dollar", "rate-per-gpu": ", the most per GPU"}[plan.by]
         return f"{what} sustains {carries} within its SLO{per}; what gives first is {binding(best)}."
     goal = "The cheapest way" if plan.find == "cheapest" else "The fewest GPUs"
     sure = "" if best.sustained.low >= (plan.rate or 0) else ", so that there is no sure headroom"
     return (
-        f"{goal} to serve {number(plan.rate or 0)} requests/s within the SLO is {what} at {usd(best)}; it sustains "
+        f"{goal} to serve {per_second(plan.rate or 0)} within the SLO is {what} at {usd(best)}; it sustains "
         f"{carries}{sure}, and what gives first is {binding(best)}."
     )
 
@@ -76,14 +77,43 @@ def next_sentence(answer: Answer) -> str:
         return "No other design serves this."
     if best.value is not None and second.value is not None:
         by = f"{1.0 - second.value / best.value:.1%} less"
-    elif second.cost > best.cost:
+    elif second.cost > 1.0005 * best.cost:
         by = f"{second.cost / best.cost - 1.0:.1%} more"
     else:
         by = f"the same cost, but closer to its limits ({second.slack:.0%} of them used, against {best.slack:.0%})"
     carries = ""
     if second.sustained is not None:
-        carries = f"; it sustains {number(second.sustained.rate)} requests/s ({interval(answer, second)})"
+        carries = f"; it sustains {per_second(second.sustained.rate)} ({interval(answer, second)})"
     return f"Next best: {hardware(second)} at {usd(second)}, {by}{carries}."
+
+
+def per_second(rate: float) -> str:
+    """``1 request/s``, ``1.2 requests/s``."""
+    said = number(rate)
+    return f"{said} request{'s' * (said != '1')}/s"
+
+
+def against_api(answer: Answer) -> str:
+    """When own GPUs are cheaper than the API, in one sentence; empty where no API is held against them."""
+    best, price = answer.best, answer.file.plan.api_price
+    if best is None or price is None or best.usd_per_hour is None:
+        return ""
+    load = costs.load_of(answer, best)
+    api = costs.api_usd(answer, load)
+    asks = 3600.0 * load.rate * api
+    share = best.usd_per_hour / asks
+    here = "for this load" if best.bill is not None else f"at {per_second(load.rate)}"
+    text = f"The API would bill ${asks:,.2f}/h {here}; own GPUs cost {share:.0%} of that."
+    unit = costs.own_price(best)
+    if not answer.sizes or unit is None:
+        return text
+    found = costs.break_even(unit, answer.sizes, api)
+    if found.first is None:
+        return f"{text} They are never cheaper, at any rate."
+    again = "" if found.for_good is None else f", for good from {number(found.for_good)}"
+    if found.for_good is not None and found.for_good <= found.first * 1.001:
+        again = " on"
+    return f"{text} They are cheaper from {per_second(found.first)}{again}."
 
 
 def interval(answer: Answer, outcome: Outcome) -> str:
@@ -243,6 +273,9 @@ def as_json(answer: Answer) -> dict[str, Any]:
         "next_best": next_sentence(answer),
         "feasible": best is not None,
         "designs": [{k: _finite(v) for k, v in row.items()} for row in design_rows(answer)],
+        "costs": [asdict(bill) for bill in costs.bills(answer, best)] if best is not None else [],
+        "against_api": against_api(answer),
+        "energy": None if best is None or (used := costs.energy(answer, best)) is None else asdict(used),
         "serve": [command for _, command in serve_commands(answer)],
         "calibration": answer.calibration,
         "effort": effort(answer),

@@ -8,24 +8,30 @@ import numpy as np
 
 from simulator.core.random import streams
 from simulator.scenario.setup import Setup
+from traces import transforms
 from traces.prefix import cut_to_full_blocks
 from traces.trace import PrefixBlocks, Trace
 
+APART_S = 120.0  # between a request and the one made like it
 UNKNOWN_ERROR = 0.25  # of step times without a calibration: an assumption
 
 
 @dataclass(frozen=True)
 class Change:
     """Of a load. ``prompts``: lengths of prompts times this. ``private``: share of the requests whose prompts are made
-    unlike any other's, so that they hit no cached prefix. ``slower``: time of every step times this."""
+    unlike any other's, so that they hit no cached prefix. ``slower``: time of every step times this. ``traffic``: so
+    many times the requests (or conversations), of the same kind and through the same hours."""
 
     name: str = "as it is"
     prompts: float = 1.0
     private: float = 0.0
     slower: float = 1.0
+    traffic: float = 1.0
 
     def applied(self, trace: Trace, seed: int, max_model_len: int) -> Trace:
         """Prompts are cut where prompt and answer would not fit the model. Shared prefixes grow with the prompts."""
+        if self.traffic != 1.0:
+            trace = _thinner(trace, seed, self.traffic) if self.traffic < 1.0 else _denser(trace, seed, self.traffic)
         if self.prompts != 1.0:
             room = np.maximum(max_model_len - trace.output_tokens, 1)
             longer = np.clip(np.rint(trace.prompt_tokens * self.prompts), 1, np.maximum(room, trace.prompt_tokens))
@@ -35,6 +41,20 @@ class Change:
                 prefix = cut_to_full_blocks(PrefixBlocks(prefix.offsets, prefix.ids, size), longer.astype(np.int64))
             trace = replace(trace, prompt_tokens=longer.astype(np.int64), prefix=prefix)
         return _estranged(trace, seed, self.private) if self.private and trace.prefix is not None else trace
+
+
+def _thinner(trace: Trace, seed: int, share: float) -> Trace:
+    return transforms.sample(trace, share, streams(seed).stream("planning.traffic"))
+
+
+def _denser(trace: Trace, seed: int, times: float) -> Trace:
+    """As many others like them, two minutes apart from those they are like."""
+    rng = streams(seed).stream("planning.traffic")
+    more = [trace] * (int(times) - 1)
+    if times > int(times):
+        more.append(transforms.sample(trace, times - int(times), rng))
+    later = [replace(part, arrival=part.arrival + APART_S * at) for at, part in enumerate(more, 1)]
+    return replace(transforms.merge([trace, *later]), source=trace.source)
 
 
 def _estranged(trace: Trace, seed: int, share: float) -> Trace:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+from simulator.hardware.gpu import GIB
 from simulator.scenario.config import Scenario
 from simulator.scenario.engine import EngineSpec, ModelSpec
 from simulator.scenario.setup import Setup
@@ -41,10 +42,38 @@ def vllm_serve(model: ModelSpec, engine: EngineSpec, setup: Setup) -> str:
         ("async-scheduling", bool(setup.args.async_scheduling), True),
     ):
         words += [f"--{switch}" if on else f"--no-{switch}"] if on != usual else []
+    for flag, count, standard in (
+        ("--block-size", engine.block_size, 16),
+        ("--long-prefill-token-threshold", engine.long_prefill_token_threshold, 0),
+        ("--cpu-offload-gb", engine.cpu_offload_gb, 0),
+    ):
+        words += [flag, f"{count:g}"] if count != standard else []
+    if _in_host_memory(engine):
+        gib = engine.kv_tiers[0].capacity_bytes / GIB
+        words += ["--kv-offloading-backend", "native", "--kv-offloading-size", f"{gib:.0f}"]
     words += ["--enforce-eager"] if engine.enforce_eager else []
     words += ["--enable-expert-parallel"] if engine.enable_expert_parallel else []
     words += ["--enable-eplb"] if engine.enable_eplb else []
     return shlex.join(words)
+
+
+def _in_host_memory(engine: EngineSpec) -> bool:
+    """Its KV tiers are vLLM's own: the host's memory, of one engine alone."""
+    return len(engine.kv_tiers) == 1 and engine.kv_tiers[0].name == "dram" and not engine.kv_tiers[0].shared
+
+
+def unsaid(model: ModelSpec, engine: EngineSpec) -> list[str]:
+    """Fields that the design has and the command does not say."""
+    given = {
+        "engine.kv_tiers": bool(engine.kv_tiers) and not _in_host_memory(engine),
+        "engine.speculative_config": engine.speculative_config is not None,
+        "engine.lora_config": engine.lora_config is not None,
+        "engine.finetuning": engine.finetuning is not None,
+        "engine.offload": engine.offload is not None,
+        "engine.experts": engine.experts is not None,
+        "model.kv_compression": model.kv_compression is not None,
+    }
+    return [name for name, there in given.items() if there]
 
 
 def commands(scenario: Scenario, setups: tuple[Setup, ...]) -> list[tuple[str, str]]:
@@ -60,5 +89,7 @@ def commands(scenario: Scenario, setups: tuple[Setup, ...]) -> list[tuple[str, s
         command = vllm_serve(model, engine, setup)
         if command:
             role = "" if own is None or own.role == "both" else f", {own.role}: with a KV connector"
-            found.append((what + role, command))
+            missing = unsaid(model, engine)
+            without = f"; without {', '.join(missing)}, as the scenario has it" if missing else ""
+            found.append((what + role + without, command))
     return found

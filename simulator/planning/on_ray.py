@@ -27,8 +27,8 @@ _END: Any = object()
 
 @dataclass(frozen=True)
 class Ray:
-    """``address``: of a cluster (``host:6379``, ``ray://host:10001``, ``auto``); None: that of ``RAY_ADDRESS``, else one
-    that lives in this machine as long as it is needed. ``jobs``: runs at the same time, None: one per processor.
+    """``address``: of a cluster (``host:6379``, ``ray://host:10001``, ``auto``); None: that of ``RAY_ADDRESS``, else
+    one that lives in this machine as long as it is needed. ``jobs``: runs at the same time, None: one per processor.
 
     A cluster that is connected to already (``ray.init``) is used as it is, if it can import this package.
     """

@@ -53,9 +53,22 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Shaken:
-    """A change, and the rate that is sustained within the SLO under it (requests/s); 0: none."""
+    """A change, and what it does to the best design. rate: sustained within the SLO under it (requests/s), 0: none.
+    lowest-bill: what the load then costs (``usd_per_hour``), how much of the SLO's limits it takes (``slack``, inf:
+    more than there is), and why it misses."""
 
     name: str
+    rate: float = 0.0
+    usd_per_hour: float | None = None
+    slack: float = math.inf
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Copies of the best design, and what they sustain (requests/s)."""
+
+    copies: int
     rate: float
 
 
@@ -91,6 +104,7 @@ class Answer:
     outcomes: tuple[Outcome, ...]
     curves: dict[int, tuple[Probe, ...]]  # by design: runs around what the best two sustain
     slo_runs: tuple[tuple[int, float, float | None], ...]  # (design, factor, cost or rate), None: not within the limits
+    sizes: tuple[Size, ...]  # of the best design, where an API's price is held against it
     shaken: tuple[Shaken, ...]  # of the best design: what it sustains when the plan is wrong about something
     hours: tuple[Hour, ...]  # of the best design, of a load that lasts for a day or more at its own times
     calibration: dict[str, Any]

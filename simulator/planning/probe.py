@@ -39,8 +39,8 @@ class Probe:
 
     percentile_s: the SLO's percentile of every limited metric, by its name. ``slack``: the largest of them over its
     limit (inf: overloaded). ``constraint``: what binds, with its evidence. ``tokens_per_s_per_user``: one over the
-    median TPOT. ``gpus_held``: on average. ``key``: which run this is; it counts once however often it is
-    asked for.
+    median TPOT. ``gpus_held``, ``mean_w`` (of all GPUs, PUE included): on average. ``key``: which run this is; it
+    counts once however often it is asked for.
     """
 
     rate: float
@@ -65,6 +65,8 @@ class Probe:
     tokens_per_s_per_user: float | None = None
     gpus_held: float | None = None
     prefix_hit_ratio: float | None = None
+    mean_w: float | None = None
+    mean_gco2_per_kwh: float | None = None
     key: str = ""
 
 
@@ -205,6 +207,7 @@ class Bench:
             " ".join(said.evidence), " ".join(said.next_steps), len(result.trace), cpu_s,
             summary["throughput"]["output_tokens_per_s"], 1.0 / tpot if tpot else None,
             _gpus_held(result), summary["engine"]["prefix_hit_ratio_run"],
+            (summary["energy"] or {}).get("mean_w"), (summary["carbon"] or {}).get("mean_gco2_per_kwh"),
         )  # fmt: skip
 
 

@@ -10,12 +10,14 @@ from markupsafe import Markup
 
 from simulator import __version__
 from simulator.planning import answer as words
-from simulator.planning import charts
+from simulator.planning import charts, costs
 from simulator.planning.outcome import Answer, Outcome
 from simulator.report import html
 from simulator.report.svg import number
 from simulator.report.words import accuracy
 
+RANKED_BY = {"rate": "requests/s", "rate-per-usd": "requests/s per $/h", "rate-per-gpu": "requests/s per GPU"}
+HOURS_OF_MONTH = 730.0
 MAX_ROWS = 60  # designs shown; all are in designs.csv
 
 
@@ -39,6 +41,8 @@ def page(answer: Answer, folder: Path) -> str:
         state="answer" if best is not None else "infeasible",
         binding=_binding(best),
         tiles=_tiles(answer),
+        bills=[] if best is None else _bills(answer, best),
+        paid="" if best is None else _paid(answer, best),
         figures=charts.figures(answer),
         columns=_columns(answer),
         rows=_rows(answer),
@@ -78,7 +82,7 @@ def _tiles(answer: Answer) -> list[tuple[str, str, str]]:
             ("In all", f"${best.bill.usd_per_hour * hours:,.0f}", f"for the {hours:,.0f} hours of the load"),
             ("Hardware", number(best.gpus_held or 0.0), "GPUs on average"),
             ("Limits used", f"{best.slack:.0%}", "the largest share of an SLO limit"),
-            *_token_price(best),
+            *_token_price(answer, best),
             *tiles,
         ]
     if best is not None and best.sustained is not None:
@@ -88,23 +92,56 @@ def _tiles(answer: Answer) -> list[tuple[str, str, str]]:
             ("Sustains", number(best.sustained.rate), f"requests/s; {words.interval(answer, best)}"),
             *([("Headroom", f"{best.sustained.rate / plan.rate - 1:.0%}", f"over {number(plan.rate)} requests/s")]
               if plan.rate else []),
-            *_token_price(best),
+            *_token_price(answer, best),
             *tiles,
         ]  # fmt: skip
     return tiles
 
 
-def _token_price(best: Outcome) -> list[tuple[str, str, str]]:
-    met = [probe for probe in best.probes if probe.meets and probe.copies == best.copies and probe.fraction == 1.0]
-    prices = [p.usd_per_million_output_tokens for p in met if p.usd_per_million_output_tokens is not None]
-    if not prices:
-        return []
-    return [("Token price", f"${sum(prices) / len(prices):,.2f}", "per million output tokens at this load")]
+def _bills(answer: Answer, best: Outcome) -> list[tuple[str, ...]]:
+    """(way to pay, USD per hour, per month, per million output tokens, per million of all tokens)."""
+    return [
+        (one.name, *(f"${value:,.2f}" for value in (one.usd_per_hour, one.per_output, one.per_total)),
+         f"${one.usd_per_hour * HOURS_OF_MONTH:,.0f}")
+        for one in costs.bills(answer, best)
+    ]  # fmt: skip
+
+
+def _paid(answer: Answer, best: Outcome) -> str:
+    """What the table of bills is of, and the energy."""
+    load = costs.load_of(answer, best)
+    hours = "around the clock" if best.bill is None else "on average over the load"
+    text = (
+        f"At {words.per_second(load.rate)} of {load.prompt_tokens:,.0f} prompt and {load.output_tokens:,.0f} output "
+        f"tokens, {hours}."
+    )
+    if answer.file.plan.api_price is not None:
+        cached = answer.file.plan.api_price.cached_input_usd_per_mtok
+        text += "" if cached is None else f" The API bills {load.hits:.0%} of the prompts' tokens as cache hits."
+        text += f" {words.against_api(answer)}"
+    used = costs.energy(answer, best)
+    if used is not None:
+        text += (
+            f" The GPUs draw {used.mean_w / 1000.0:,.2f} kW on average: {used.mean_w * 0.024:,.0f} kWh a day, "
+            f"{number(used.kwh_per_million_output)} kWh per million output tokens."
+        )
+        if used.grams_per_kwh is not None and used.kg_co2_per_day is not None:
+            mean, low, high = used.grams_per_kwh
+            hours = "" if low == high else f" (hours from {low:,.0f} to {high:,.0f})"
+            text += f" That is {number(used.kg_co2_per_day)} kg of CO2 a day, at {mean:,.0f} g/kWh{hours}."
+    return text
+
+
+def _token_price(answer: Answer, best: Outcome) -> list[tuple[str, str, str]]:
+    bills = costs.bills(answer, best) if best.usd_per_hour else []
+    return [("Token price", f"${bill.per_output:,.2f}", "per million output tokens at this load") for bill in bills[:1]]
 
 
 def _columns(answer: Answer) -> list[str]:
     fields = [path.rpartition(".")[2] for path in answer.file.plan.space]
-    return ["", *fields, "copies", "GPUs", "$/h", "sustains", "limits used", "at most", "what binds, or why not"]
+    plan = answer.file.plan
+    last = RANKED_BY[plan.by] if plan.find == "highest-rate" else "limits used"
+    return ["", *fields, "copies", "GPUs", "$/h", "sustains", last, "each at most", "what binds, or why not"]
 
 
 def _rows(answer: Answer) -> list[dict[str, Any]]:
@@ -119,7 +156,7 @@ def _rows(answer: Answer) -> list[dict[str, Any]]:
             number(outcome.gpus_held or outcome.gpus or 0) if ranked else "",
             f"{outcome.usd_per_hour:,.2f}" if ranked and outcome.usd_per_hour is not None else "",
             "" if found is None else f"{number(found.rate)} ({number(found.low)}–{number(found.high)})",
-            f"{outcome.slack:.0%}" if ranked and answer.file.plan.find != "highest-rate" else "",
+            number(outcome.value) if outcome.value is not None else f"{outcome.slack:.0%}" if ranked else "",
             "" if outcome.bound is None else number(outcome.bound),
         ]
         text = words.binding(outcome) if ranked else f"{outcome.state}: {outcome.reason}"

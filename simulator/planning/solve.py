@@ -10,8 +10,20 @@ from typing import Any, TypeVar
 from simulator.planning.evaluate import certify, evaluate
 from simulator.planning.ledger import Ledger
 from simulator.planning.load import PlanFile
-from simulator.planning.outcome import Answer, Hour, Outcome, Progress, Shaken, Status
-from simulator.planning.pictures import BEST, CURVE, by_hour, changes, patient_probe, shake, with_slo
+from simulator.planning.outcome import Answer, Hour, Outcome, Progress, Shaken, Size, Status
+from simulator.planning.pictures import (
+    BEST,
+    CURVE,
+    as_it_stands,
+    by_hour,
+    changes,
+    fewer,
+    patient_probe,
+    shake,
+    shake_bill,
+    size,
+    with_slo,
+)
 from simulator.planning.pool import spread
 from simulator.planning.probe import Probe
 from simulator.planning.screen import Screened, screen_all
@@ -19,6 +31,8 @@ from simulator.planning.spec import Plan
 from simulator.planning.store import Store
 from simulator.planning.study import Study
 
+NOT_REFUSED = ("search", "early stopping", "throughput bound against the best found")  # run, or left out for their cost
+MOST_BILLS = 6
 DAY_S = 20 * 3600.0  # a load that lasts this long has hours
 T = TypeVar("T")
 R = TypeVar("R")
@@ -64,13 +78,16 @@ class _Solver:
             outcomes = [certain.get(outcome.design.index, outcome) for outcome in outcomes]
         ranked = [outcome for outcome in outcomes if outcome.state == "ranked"]
         curves = self._curves(ranked[:2]) if pictures else {}
-        slo_runs = self._against_slo(ranked[:BEST]) if pictures else ()
+        slo_runs = self._against_slo(outcomes) if pictures else ()
         shaken = self._shaken(ranked[:1]) if pictures else ()
+        sizes = self._sizes(ranked[:1]) if pictures else ()
         hours = self._hours(ranked[:1]) if pictures else ()
         calibration: dict[str, Any] = {}
         for outcome in ranked[:2]:
             calibration |= self.study.bench(outcome.design).calibration()
-        return Answer(self.file, tuple(outcomes), curves, slo_runs, shaken, hours, calibration, tuple(self.probes))
+        return Answer(
+            self.file, tuple(outcomes), curves, slo_runs, sizes, shaken, hours, calibration, tuple(self.probes)
+        )
 
     def _each(self, phase: str, work: Callable[[T], R], tasks: Iterable[T], total: int) -> Iterator[tuple[T, R]]:
         """``spread`` with progress."""
@@ -142,14 +159,28 @@ class _Solver:
         tasks = [
             (self.study, outcome, change)
             for outcome in ranked
-            if outcome.sustained is not None and outcome.sustained.rate
+            if outcome.bill is not None or (outcome.sustained is not None and outcome.sustained.rate)
             for change in changes(self.study, outcome)
         ]
         found: dict[str, Shaken] = {}
-        for task, (one, probes) in self._each("what if", shake, tasks, len(tasks)):
+        work = shake_bill if self.plan.find == "lowest-bill" else shake
+        for task, (one, probes) in self._each("what if", work, tasks, len(tasks)):
             found[task[2].name] = one
             self.probes += probes
         return tuple(found[change.name] for _, _, change in tasks)
+
+    def _sizes(self, ranked: Sequence[Outcome]) -> tuple[Size, ...]:
+        """Fewer copies of the best design, where it is held against an API: small fleets batch worse."""
+        if self.plan.api_price is None or not ranked or ranked[0].sustained is None:
+            return ()
+        best, copies = ranked[0], ranked[0].copies or 1
+        assert best.sustained is not None
+        tasks = [(self.study, best, count) for count in fewer(copies)]
+        found = [Size(copies, best.sustained.rate)]
+        for _, (one, probes) in self._each("sizes", size, tasks, len(tasks)):
+            found.append(one)
+            self.probes += probes
+        return tuple(sorted(found, key=lambda one: one.copies))
 
     def _hours(self, ranked: Sequence[Outcome]) -> tuple[Hour, ...]:
         tasks = [
@@ -163,13 +194,28 @@ class _Solver:
     def _lasts(self, outcome: Outcome) -> float:
         return self.study.bench(outcome.design).trace(self.study.seeds(outcome.design)[0]).duration
 
-    def _against_slo(self, ranked: Sequence[Outcome]) -> tuple[tuple[int, float, float | None], ...]:
+    def _against_slo(self, outcomes: Sequence[Outcome]) -> tuple[tuple[int, float, float | None], ...]:
+        ranked = [outcome for outcome in outcomes if outcome.state == "ranked"][:BEST]
         if self.plan.find == "lowest-bill":
-            return ()  # what a design holds does not follow its limits
+            return self._bills(ranked, outcomes) if self.plan.slo_factors else ()
         tasks = [(self.study, outcome, factor) for outcome in ranked for factor in self.plan.slo_factors]
         found: list[tuple[int, float, float | None]] = []
         for task, (value, probes) in self._each("SLOs", with_slo, tasks, len(tasks)):
             found.append((task[1].design.index, task[2], value))
+            self.probes += probes
+        return tuple(sorted(found, key=lambda row: row[:2]))
+
+
+    def _bills(
+        self, ranked: Sequence[Outcome], outcomes: Sequence[Outcome]
+    ) -> tuple[tuple[int, float, float | None], ...]:
+        """A design's bill does not follow its limits: (design, the factor from which it is within them, its bill), of
+        the best and of others that were run, or left out for their cost alone."""
+        others = [one for one in outcomes if one.state != "ranked" and one.pruned_by in NOT_REFUSED]
+        tasks = [(self.study, outcome) for outcome in (*ranked, *others[:MOST_BILLS])]
+        found: list[tuple[int, float, float | None]] = []
+        for task, (slack, bill, probes) in self._each("SLOs", as_it_stands, tasks, len(tasks)):
+            found.append((task[1].design.index, slack, bill))
             self.probes += probes
         return tuple(sorted(found, key=lambda row: row[:2]))
 

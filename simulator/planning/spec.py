@@ -8,12 +8,28 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
-from simulator.scenario.spec import Count, Name, Positive, PositiveNumber, Str, spec
+from simulator.scenario.spec import Count, Name, NonNegativeNumber, Positive, PositiveNumber, Str, spec
 
 PlanName = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)]
 Share = Annotated[float, Field(strict=True, gt=0, lt=1, allow_inf_nan=False)]
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
 NamedValues = Annotated[dict[str, Any], Field(min_length=1)]
+
+
+@spec
+class ApiPrice:
+    """What an API asks for the same tokens."""
+
+    input_usd_per_mtok: NonNegativeNumber
+    """USD per million prompt tokens."""
+    output_usd_per_mtok: NonNegativeNumber
+    """USD per million output tokens."""
+    cached_input_usd_per_mtok: NonNegativeNumber | None = None
+    """USD per million prompt tokens that hit its cache, as often as the best design's hits; null: no discount."""
+
+    def __post_init__(self) -> None:
+        if not self.input_usd_per_mtok + self.output_usd_per_mtok:
+            raise ValueError("an API that costs nothing is always cheaper.")
 
 
 @spec
@@ -50,6 +66,8 @@ class Plan:
     """How close the search for a rate comes, relative."""
     top: Positive | Literal["all"] = 3
     """Places of the ranking to be certain of; designs that cannot reach them are left unfinished. all: rank each."""
+    api_price: ApiPrice | None = None
+    """Held against the best design: the rate from which GPUs of one's own are cheaper."""
     slo_factors: tuple[PositiveNumber, ...] = (0.5, 0.7, 1.4, 2.0)
     """The SLO's limits times these, for the picture of cost against SLO; of the best few designs. Empty: no picture."""
     requests: Count | None = None

@@ -174,7 +174,7 @@ def test_a_killed_plan_goes_on_without_losing_or_repeating_a_run(tmp_path: Path)
     command = [sys.executable, "-m", "simulator.cli", "plan", str(path), "--jobs", "2", "--no-pictures", "--out"]
     process = subprocess.Popen([*command, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     ledger = folder / "runs.jsonl"
-    until = time.monotonic() + 60
+    until = time.monotonic() + 240
     while time.monotonic() < until and not (ledger.exists() and ledger.read_bytes().count(b'"probe"') >= 3):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -372,7 +372,9 @@ def test_a_day_has_hours_with_what_replicas_ready_then_carry(tmp_path: Path) -> 
     assert 20 <= len(found.hours) <= 24 and {hour.ready for hour in found.hours} == {2.0}
     assert sum(hour.offered for hour in found.hours) * 3600 <= 1700
     assert len({hour.carries for hour in found.hours}) == 1 and found.hours[0].carries > 20.0
-    assert [figure["title"] for figure in charts.figures(found)] == ["Headroom by the hour", "SLO by the hour"]
+    assert [figure["title"] for figure in charts.figures(found)] == [
+        "Cost against SLO", "If the plan is wrong", "Headroom by the hour", "SLO by the hour"
+    ]  # fmt: skip
 
 
 def test_disaggregated_designs_are_planned_like_any_other(tmp_path: Path) -> None:
