@@ -23,13 +23,17 @@ REGIONS = Path(hardware.__file__).with_name("carbon.csv")  # a day of 24 hours, 
 
 def energy_plan(scenario: Scenario, groups: Sequence[Setup]) -> EnergyPlan:
     """Raises ScenarioError when the carbon series cannot be read."""
-    carbon = scenario.energy.carbon
-    series = None
-    if carbon is not None:
-        with at("energy.carbon"):
-            series = _series(carbon)
     powers = {group.name: (group.power, group.num_gpus) for group in groups}
-    return EnergyPlan(powers, scenario.energy.pue, series)
+    return EnergyPlan(powers, scenario.energy.pue, intensities(scenario))
+
+
+def intensities(scenario: Scenario) -> list[float] | None:
+    """Carbon intensity, g/kWh, by the hour from the start; None: not counted. Raises ScenarioError."""
+    carbon = scenario.energy.carbon
+    if carbon is None:
+        return None
+    with at("energy.carbon"):
+        return _series(carbon)
 
 
 def _series(spec: CarbonSpec) -> list[float]:
