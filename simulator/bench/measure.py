@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -27,6 +27,10 @@ from simulator import native
 from simulator.cluster.yardstick import timeouts_per_cpu_s
 from simulator.core.errors import UserError
 from simulator.core.names import suggestion
+
+if TYPE_CHECKING:
+    from simulator.cluster.plan import ClusterPlan
+    from traces.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,8 @@ class Measurement:
     simpy_timeouts_per_cpu_s: float  # how fast this machine was just then: SimPy alone in the same process
     core: str  # compiled, or pure Python
     about: str
+    against: str | None = None  # a case whose runs came before and after each of this one's
+    times_against: float | None = None  # CPU time of a run over the mean of those two; median
 
 
 def cases() -> Mapping[str, Any]:
@@ -89,52 +95,90 @@ def measure(names: Sequence[str], traces: Path | None = None) -> Iterator[Measur
         yield Measurement(**json.loads(done.stdout))
 
 
-def run_case(name: str, path: Path | None) -> Measurement:
-    """Measure one case in this process."""
-    from simulator.cluster.simulation import Simulation
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A case whose trace is read and whose cluster is built, to be run again and again."""
+
+    trace: Trace
+    cluster: ClusterPlan
+    seed: int
+    building_s: float  # CPU
+
+    def run(self) -> tuple[float, int]:
+        """(CPU s, steps)."""
+        from simulator.cluster.simulation import Simulation
+
+        gc.collect()
+        begin = time.process_time()
+        records = Simulation(self.trace, self.cluster, seed=self.seed).run()
+        return time.process_time() - begin, int(records.steps.num_steps.sum())
+
+
+def _prepare(name: str, path: Path | None) -> _Prepared:
     from simulator.scenario.build import build_cluster, build_groups
     from simulator.scenario.load import anchored
     from simulator.scenario.source import Source
     from simulator.scenario.trace import make_trace
 
-    case = cases()[name]
-    content = dict(case["scenario"])
+    content = dict(cases()[name]["scenario"])
     if path is not None:
         trace_of = {**content["workload"]["trace"], "path": str(path.resolve())}
         content["workload"] = {**content["workload"], "trace": trace_of}
     scenario = anchored(Source(f"bench case {name}", Path(), content))
     trace = make_trace(scenario.workload, scenario.seed)
-    seconds: list[float] = []
-    yard: list[float] = []
-    steps = 0
     begin = time.process_time()
     cluster = build_cluster(scenario, build_groups(scenario))
-    building = time.process_time() - begin
+    return _Prepared(trace, cluster, scenario.seed, time.process_time() - begin)
+
+
+def run_case(name: str, path: Path | None) -> Measurement:
+    """Measure one case in this process."""
+    case = cases()[name]
+    prepared = _prepare(name, path)
+    against = case.get("against")
+    other = _prepare(against, path) if against else None
+    seconds: list[float] = []
+    others: list[float] = []
+    yard: list[float] = []
+    steps = 0
     for _ in range(case["repeats"]):
         yard.append(timeouts_per_cpu_s())
-        gc.collect()
-        begin = time.process_time()
-        records = Simulation(trace, cluster, seed=scenario.seed).run()
-        seconds.append(time.process_time() - begin)
+        if other is not None:
+            others.append(other.run()[0])
+        taken, steps = prepared.run()
+        seconds.append(taken)
         yard.append(timeouts_per_cpu_s())  # before and after: a shared machine changes its pace meanwhile
-        steps = int(records.steps.num_steps.sum())
-        del records
-    cpu_s = statistics.median(seconds[1:] or [building + seconds[0]])
+    first = prepared.building_s + seconds[0]
+    cpu_s = statistics.median(seconds[1:] or [first])
+    times = None
+    if other is not None:
+        others.append(other.run()[0])
+        times = _times(seconds, others)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
     return Measurement(
         name=name,
-        requests_per_cpu_s=len(trace) / cpu_s,
+        requests_per_cpu_s=len(prepared.trace) / cpu_s,
         steps_per_cpu_s=steps / cpu_s,
         peak_rss_mb=peak,
         cpu_s=cpu_s,
-        first_cpu_s=building + seconds[0],
-        requests=len(trace),
+        first_cpu_s=first,
+        requests=len(prepared.trace),
         steps=steps,
         repeats=case["repeats"],
         simpy_timeouts_per_cpu_s=statistics.median(yard),
         core=native.CORE,
         about=case["about"],
+        against=against,
+        times_against=times,
     )
+
+
+def _times(seconds: Sequence[float], others: Sequence[float]) -> float:
+    """Median of each run's time over the mean of the other case's before and after it; the first runs fill tables and
+    are left out where there are more."""
+    skip = 1 if len(seconds) > 1 else 0
+    around = zip(seconds[skip:], others[skip:-1], others[skip + 1 :], strict=True)
+    return statistics.median(2 * this / (before + after) for this, before, after in around)
 
 
 if __name__ == "__main__":

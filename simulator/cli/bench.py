@@ -50,5 +50,8 @@ def bench(
             for result in found
         ]
     )
+    for result in found:
+        if result.against is not None:
+            out().print(f"{result.name} takes {result.times_against:.2f} times the CPU time of {result.against}.")
     out().print(f"Core: {native.CORE}.", style="dim", markup=False)
     out().print("Medians over repeats; SimPy alone on this machine beside them, to compare machines.", style="dim")

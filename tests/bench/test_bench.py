@@ -43,6 +43,32 @@ def test_the_work_of_a_case_is_the_same_every_time(chat: Measurement, monkeypatc
     assert (again.requests, again.steps, again.repeats) == (chat.requests, chat.steps, 1)
 
 
+def test_a_case_takes_turns_with_the_one_it_is_held_against(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the requests take about twice the time, on a machine in whatever mood."""
+    chat = cases()["chat-10rps"]
+    trace = {"num_requests": 400, "arrivals": {"process": "poisson", "rate": 10}}
+    workload = {"synthetic": {**chat["scenario"]["workload"]["synthetic"], **trace}}
+    half = {
+        **chat["scenario"],
+        "name": "half",
+        "workload": {"synthetic": {**workload["synthetic"], "num_requests": 200}},
+    }
+    pair = {
+        "whole": {**chat, "repeats": 7, "against": "half", "scenario": {**chat["scenario"], "workload": workload}},
+        "half": {**chat, "scenario": half},
+    }
+    monkeypatch.setattr(bench, "cases", lambda: pair)
+    found = run_case("whole", None)
+    assert found.against == "half"
+    assert found.times_against is not None
+    assert 1.2 < found.times_against < 3.5
+
+
+def test_the_ratio_leaves_the_first_runs_out() -> None:
+    assert bench._times([9.0, 3.0, 6.0, 5.0], [50.0, 1.0, 2.0, 2.0, 3.0]) == pytest.approx(2.0)
+    assert bench._times([3.0], [1.0, 2.0]) == pytest.approx(2.0)
+
+
 def test_json_has_the_promised_keys(chat: Measurement, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "measure", lambda names, traces: iter([chat]))
     found = CliRunner().invoke(app, ["bench", "chat-10rps", "--json"])
@@ -69,6 +95,8 @@ def test_all_cases_are_listed_and_well_formed() -> None:
         assert case["scenario"]["name"] == name
         assert case["repeats"] >= 1
         assert case["about"]
+        if "against" in case:
+            assert cases()[case["against"]].get("needs") == case.get("needs")
     assert select([]) == list(cases())
 
 
