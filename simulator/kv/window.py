@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 
 from simulator.kv.eviction.policy import Eviction
@@ -21,7 +21,7 @@ class Spared(Eviction):
         self.capacity = capacity
         self._idle: OrderedDict[int, None] = OrderedDict()  # held, nobody waits; least recently used first
         self._wanted: OrderedDict[int, None] = OrderedDict()  # held, somebody waits; expected last at the end
-        self._waiting: dict[int, int] = {}  # how many wait for a block, held or not
+        self._waiting: Counter[int] = Counter()  # how many wait for a block, held or not
 
     def __contains__(self, block: int) -> bool:
         return block in self._idle or block in self._wanted
@@ -55,9 +55,9 @@ class Spared(Eviction):
 
     def expect(self, blocks: Sequence[int]) -> None:
         """Somebody waits for these blocks, held or not; the last of their prompt first."""
-        waiting, idle = self._waiting, self._idle
+        idle = self._idle
+        self._waiting.update(blocks)
         for block in reversed(blocks):  # the end of a prompt goes before its beginning
-            waiting[block] = waiting.get(block, 0) + 1
             if block in idle:
                 del idle[block]
                 self._wanted[block] = None
