@@ -27,7 +27,7 @@ def test_there_are_five() -> None:
     assert [path.stem[0] for path in BOOKS] == ["1", "2", "3", "4", "5"]
 
 
-SLOW = {"5-capacity-for-a-day"}
+SLOW = {"5-capacity-for-a-week"}
 CASES = [pytest.param(path, marks=[pytest.mark.slow] if path.stem in SLOW else [], id=path.stem) for path in BOOKS]
 
 
