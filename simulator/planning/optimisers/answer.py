@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from simulator import __version__
 from simulator.core.registry import first_line
@@ -103,11 +105,11 @@ class Optimised:
         if at is None or len(simulated) < 2:
             return ""
         if at == 0:
-            return f"Of the {len(simulated)} candidates that were simulated it is the best."
+            return f"Of the {len(simulated)} candidates that were simulated it is the best by {self.optimiser.goal}."
         one = self.candidates[at]
         return (
-            f"Of the {len(simulated)} candidates that were simulated another does better: {one.label}, "
-            f"{self._amount(self.found[at].value)} (believed: {number(one.belief)})."
+            f"Of the {len(simulated)} candidates that were simulated another is better by {self.optimiser.goal}: "
+            f"{one.label}, {self._amount(self.found[at].value)} (believed: {number(one.belief)})."
         )
 
     def _amount(self, value: float) -> str:
@@ -165,7 +167,10 @@ class Optimised:
         if self.best is None or self.best.design is None:
             return []
         scenario = self.best.design.scenario
-        return commands(scenario, build_groups(scenario))
+        places: dict[str, list[str]] = {}
+        for what, command in commands(scenario, build_groups(scenario)):
+            places.setdefault(command, []).append(what)
+        return [("; ".join(what), command) for command, what in places.items()]
 
     def calibration(self) -> dict[str, Any]:
         """By GPU: where step times come from."""
@@ -195,19 +200,38 @@ class Optimised:
             trim_blocks=True,
             lstrip_blocks=True,
         )
+        hidden = {"low", "high"} | ({"reason"} if not any(row["reason"] for row in self.rows) else set())
         return environment.get_template("report.html").render(
             style=style(environment),
             title=self.question or self.name,
             version=__version__,
             found=self,
             doc=first_line(type(self.optimiser)),
-            columns=[name for name in self.rows[0] if name not in ("low", "high")] if self.candidates else [],
-            shown=[_shown(row) for row in self.rows[:MAX_ROWS]],
+            columns=[name for name in self.rows[0] if name not in hidden] if self.candidates else [],
+            shown=[_shown(row, hidden) for row in self.rows[:MAX_ROWS]],
+            picture=Markup(self._picture()),  # noqa: S704  escaped there
             hidden=max(0, len(self.candidates) - MAX_ROWS),
             commands=self.commands(),
             scenario="" if self.best is None else self.scenario(folder),
             accuracy=[f"{gpu}: {accuracy({'calibration': said})}" for gpu, said in self.calibration().items()],
         )
+
+    def _picture(self) -> str:
+        """Belief and simulation of what was simulated, one below the other; '' where nothing was."""
+        known = [(self.candidates[at], one) for at, one in self.found.items() if not one.reason][:8]
+        most = max((value for one, found in known for value in (one.belief, found.high)), default=0.0)
+        if not known or not math.isfinite(most) or most <= 0:
+            return ""
+        wide, each = 560.0, 58
+        out = [f'<svg viewBox="0 0 640 {each * len(known) + 4}" role="img" aria-label="Belief against simulation">']
+        for row, (one, found) in enumerate(known):
+            top = each * row
+            out.append(f'<text class="legend" x="2" y="{top + 14}">{escape(one.label)}</text>')
+            for y, colour, value in ((top + 19, "fill4", one.belief), (top + 36, "fill1", found.value)):
+                long = max(wide * value / most, 0.0)
+                out.append(f'<rect class="{colour}" x="2" y="{y}" width="{long:.1f}" height="14"/>')
+                out.append(f'<text class="legend" x="{long + 8:.1f}" y="{y + 12}">{number(value)}</text>')
+        return "".join([*out, "</svg>"])
 
     def write(self, folder: str | Path) -> dict[str, Path]:
         """plan.json, designs.csv, report.html and, where there is an answer, scenario.yaml with its requests."""
@@ -247,10 +271,10 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+def _shown(row: Mapping[str, Any], hidden: Collection[str]) -> dict[str, Any]:
     cells = []
     for name, value in row.items():
-        if name in ("low", "high"):
+        if name in hidden:
             continue
         if name == "simulated" and value is not None:
             cells.append(f"{number(value)} ({number(row['low'])}–{number(row['high'])})")

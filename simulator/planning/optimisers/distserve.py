@@ -89,6 +89,10 @@ class DistServe(Optimiser[Options]):
         pairs = self._pairs(*found)
         return [*(self._candidate(*pair) for pair in pairs), *reasons]
 
+    @property
+    def goal(self) -> str:
+        return "goodput per GPU, no more of it than the rate"
+
     def worth(self, candidate: Candidate, simulated: Simulated) -> float:
         """Goodput per GPU, no more of it than the rate."""
         return min(simulated.value, self.options.rate) / float(candidate.columns["gpus"])

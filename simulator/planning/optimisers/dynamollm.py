@@ -140,6 +140,10 @@ class DynamoLlm(Optimiser[Options]):
             found.append(Simulated.of([row["watts"] for row in own], question.confidence, more))
         return found
 
+    @property
+    def goal(self) -> str:
+        return f"power, of those with {self.question.slo.percentile:g} % of the requests within the SLO"
+
     def worth(self, candidate: Candidate, simulated: Simulated) -> float:
         """Fewest watts of those that keep the SLO, as far as the SLO's percentile asks."""
         kept = (simulated.columns["within_slo"] or 0.0) * 100.0 >= self.question.slo.percentile

@@ -125,6 +125,10 @@ class ExeGpt(Optimiser[Options]):
         """Throughput, and the time that answers take."""
         return self.question.each(_served, [one.design for one in candidates if one.design is not None], "simulated")
 
+    @property
+    def goal(self) -> str:
+        return "throughput, of those that keep the bound"
+
     def worth(self, candidate: Candidate, simulated: Simulated) -> float:
         """Throughput; within the bound before beyond it."""
         bound, taken = self.options.latency_s, simulated.columns["simulated_latency_s"]

@@ -139,6 +139,10 @@ class Melange(Optimiser[Options]):
         size = len(question.seeds)
         return [Simulated.of(found[at : at + size], question.confidence) for at in range(0, len(found), size)]
 
+    @property
+    def goal(self) -> str:
+        return "USD per hour, of those that serve the rate"
+
     def worth(self, candidate: Candidate, simulated: Simulated) -> float:
         """The cheapest of those that serve the rate; of none the fastest."""
         serves = simulated.value >= self.options.rate

@@ -207,6 +207,11 @@ class Optimiser(ABC, Generic[OptionsT]):
         designs = [one.design for one in candidates if one.design is not None]
         return self.question.sustained(designs, "simulated")
 
+    @property
+    def goal(self) -> str:
+        """What ``worth`` is, in words."""
+        return self.quantity
+
     def worth(self, candidate: Candidate, simulated: Simulated) -> float:
         """What the optimiser wants most of, of a candidate as simulated: by default the quantity."""
         return simulated.value

@@ -118,6 +118,10 @@ class Splitwise(Optimiser[Options]):
         plans.sort(key=self._order)
         return [*(self._candidate(plan) for plan in plans), *refused]
 
+    @property
+    def goal(self) -> str:
+        return self.quantity if self.options.rate is None else f"{self.options.least}, of those that serve the rate"
+
     def worth(self, candidate: Candidate, simulated: Simulated) -> float:
         """Requests per second; for a rate the least cost of those that serve it."""
         rate, spared = self.options.rate, candidate.columns[self.options.least]

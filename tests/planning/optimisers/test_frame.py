@@ -52,7 +52,7 @@ def test_the_answer_holds_belief_against_simulation(tmp_path: Path) -> None:
     assert first["simulated"] > second["simulated"] > 0  # on common random numbers
     assert (none["rank"], none["simulated"], none["reason"]) == (None, None, "nobody would be served.")
     assert "proposes 4 sequences and believes in 40 requests/s within the SLO; simulated it is" in found.answer
-    assert found.second == "Of the 2 candidates that were simulated it is the best."
+    assert found.second == "Of the 2 candidates that were simulated it is the best by requests/s within the SLO."
     bench = Bench(found.best.design.scenario)  # type: ignore[union-attr]
     assert all(bench.probe(0.9 * found.simulated, 1, seed).meets for seed in (0, 1))
 
