@@ -21,7 +21,10 @@ def cache(
         list[str], typer.Argument(metavar="TRACE...", help="Trace files with prefix blocks, or preset:NAME.")
     ],
     capacity_blocks: Annotated[
-        str | None, typer.Option(metavar="N,N,...", help="Capacities in the trace's blocks; by default nine up to all.")
+        str | None,
+        typer.Option(
+            metavar="N,N,...", help="Capacities in the trace's blocks; by default nine where LRU's curve rises."
+        ),
     ] = None,
     policy: Annotated[
         list[str] | None,

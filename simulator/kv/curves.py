@@ -94,6 +94,11 @@ def _requests(found: BlockAccesses) -> Iterator[list[tuple[int, int, int, int]]]
 
 
 def capacities(found: Accesses, count: int = 9) -> Ints:
-    """From a hundredth of the different blocks to all of them, evenly on a logarithmic scale."""
+    """Where the curve rises: from a quarter of all that LRU can hit, and no less than the longest prompt, to all but a
+    thousandth of it, evenly on a logarithmic scale."""
     most = max(found.num_blocks, 1)
-    return np.unique(np.geomspace(max(most / 100, 1), most, count).round().astype(np.int64))
+    tried = np.unique(np.geomspace(1, most, 200).round().astype(np.int64))
+    share = lru_hits(found, tried) / max(found.num_used - found.num_blocks, 1)
+    low, high = tried[np.searchsorted(share, (0.25, 0.999)).clip(max=len(tried) - 1)].tolist()
+    low = max(low, min(int((found.position + found.size).max(initial=1)), high))
+    return np.unique(np.geomspace(max(low, 1), high, count).round().astype(np.int64))

@@ -178,7 +178,8 @@ def test_a_curve_by_hand() -> None:
     one = hit_curve(found, "lru", np.array([1, 3, 5, 100]))
     assert one.blocks.tolist() == one.prefix.tolist()
     assert (one.blocks * 10).round().tolist() == [1, 3, 5, 5]
-    assert capacities(found)[-1] == found.num_blocks == 5
+    assert capacities(found).tolist() == [3, 4, 5]  # from the longest prompt to all that LRU can hit
+    assert capacities(chains([(0, 3), (1, 4)])).tolist() == [7]  # nothing is ever hit
 
 
 def test_a_policy_without_a_form_on_runs_is_simulated_block_by_block() -> None:
