@@ -31,8 +31,9 @@ def cache(
         typer.Option(help="Eviction policy (`windtunnel policies`) beside the optimum; all by default. Repeatable."),
     ] = None,
     waiting: Annotated[
-        int, typer.Option(min=0, help="Requests that wait while one is served, for policy look-ahead.")
-    ] = 64,
+        int | None,
+        typer.Option(min=0, help="Requests that wait while one is served, for policy look-ahead; by default 64."),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="Say capacities in GB too: of this model's KV cache.")
     ] = None,
@@ -48,18 +49,24 @@ def cache(
 ) -> None:
     """Hit ratio of a prefix cache against its capacity, for each eviction policy and for the offline optimum."""
     from simulator.cli.progress import PlanProgress
+    from simulator.kv.curves import WAITING
     from simulator.kv.eviction import evictions
     from simulator.planning.pool import processors
     from simulator.report.cache import curves, write_curves
 
     sizes = _sizes(capacity_blocks)
     names = evictions(policy or [])
+    if waiting is not None and "look-ahead" not in names:
+        raise UserError("needs policy look-ahead.", where="--waiting", remedy="Add --policy look-ahead.")
+    if model is None and kv_cache_dtype != "auto":
+        raise UserError("needs a model.", where="--kv-cache-dtype", remedy="Add --model, such as llama-3.1-8b.")
     per_token = None if model is None else _bytes_per_token(model, kv_cache_dtype)
     with PlanProgress() as progress:
         found = [
             curves(
-                _read(trace, format, head, option), trace, names, sizes, waiting=waiting, model=model,
-                bytes_per_token=per_token, jobs=jobs or processors(), tick=progress.tick,
+                _read(trace, format, head, option), trace, names, sizes,
+                waiting=WAITING if waiting is None else waiting, model=model, bytes_per_token=per_token,
+                jobs=jobs or processors(), tick=progress.tick,
             )
             for trace in traces
         ]  # fmt: skip
@@ -78,6 +85,8 @@ def _print(found: TraceCurves) -> None:
     kb = f"blocks of {found.block_tokens} tokens"
     title = f"{found.name}: {found.accesses:,} {kb}, {found.num_blocks:,} different; ideal hit ratio {found.ideal:.3f}"
     heads = [short(blocks) for blocks in found.capacity]
+    if len(set(heads)) < len(heads):
+        heads = [f"{blocks:,}" for blocks in found.capacity]
     if found.bytes_per_token is not None:
         sizes = [found.capacity_bytes(blocks) or 0.0 for blocks in found.capacity]
         heads = [f"{head}\n{gigabytes(size)}" for head, size in zip(heads, sizes, strict=True)]

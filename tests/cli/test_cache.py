@@ -77,9 +77,23 @@ def test_who_sees_more_of_the_queue_hits_more(trace: str, tmp_path: Path) -> Non
         ("--capacity-blocks", "0", "at least 1"),
         ("--policy", "lruu", "lru"),
         ("--model", "lama", "Llama-3.1-8B"),
+        ("--kv-cache-dtype", "fp8", "needs a model"),
     ],
 )
 def test_wrong_options(trace: str, option: str, value: str, words: str) -> None:
     result = cache(trace, option, value)
     assert result.exit_code == 2
     assert words in result.stderr + result.output
+
+
+def test_waiting_requests_are_for_look_ahead(trace: str) -> None:
+    result = cache(trace, "--policy", "lru", "--waiting", "5")
+    assert result.exit_code == 2
+    assert "needs policy look-ahead" in result.stderr + result.output
+
+
+def test_capacities_close_to_each_other_have_columns_of_their_own(trace: str, tmp_path: Path) -> None:
+    options = ("--policy", "lru", "--capacity-blocks", "10001,10002", "--out", str(tmp_path))
+    result = cache(trace, *options)
+    assert "10,001" in result.stdout
+    assert "10,002" in result.stdout
