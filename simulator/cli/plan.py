@@ -23,7 +23,8 @@ def plan(
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Also run the report's curves.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Answer a planning question: what a design sustains, and which one serves a rate at the lowest cost.
+    """Answer a planning question: what a design sustains, which one serves a rate at the lowest cost, what an optimiser
+    of the literature proposes.
 
     Prints the answer and writes a report, tables of designs and runs, and the recommended scenario. Runs are kept as
     they finish; an interrupted plan goes on from there.

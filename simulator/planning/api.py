@@ -126,7 +126,7 @@ def plan(
 ) -> Planned | Optimised:
     """Answer a plan file; ``Optimised`` where it names an optimiser. folder: keep (and reuse) the runs there.
 
-    pictures: also the runs behind the report's curves. Raises UserErrors.
+    pictures: also the runs behind the report's curves, which an optimiser's answer has none of. Raises UserErrors.
     """
     kept = None if folder is None else Path(folder)
     file = read_question(path)

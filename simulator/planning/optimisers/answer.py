@@ -71,8 +71,8 @@ class Optimised:
 
     @property
     def favourite(self) -> int | None:
-        """The place of the candidate that does best of those that were simulated."""
-        known = {at: one for at, one in self.found.items() if not one.reason}
+        """The place of the candidate that does best of those that were simulated; None: none does what was asked."""
+        known = [at for at, one in self.found.items() if not one.reason and self._worth(at) > -math.inf]
         return max(known, key=lambda at: (self._worth(at), -at), default=None)
 
     def _worth(self, at: int) -> float:
@@ -102,6 +102,8 @@ class Optimised:
     def second(self) -> str:
         """Whether another candidate does better when it is simulated; '' where there is nothing to say."""
         at, simulated = self.favourite, [one for one in self.found.values() if not one.reason]
+        if at is None and simulated:
+            return f"None of the {len(simulated)} that were simulated does what is asked: {self.optimiser.goal}."
         if at is None or len(simulated) < 2:
             return ""
         if at == 0:

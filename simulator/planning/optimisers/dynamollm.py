@@ -280,6 +280,6 @@ def _measured(task: tuple[Question, Design]) -> Row:
         assert design.rate is not None and design.requests is not None
         requests = transforms.to_rate(design.requests, design.rate)
         found = run(design.scenario, trace=requests).summary
-        return {"watts": found["energy"]["mean_w"], "within_slo": found["slo"]["attainment"]}
+        return {"watts": found["energy"]["mean_w"], "within_slo": found["slo"]["attainment"] or 0.0}
 
     return question.once(f"dynamollm/{design.rate!r}", design, design.scenario.seed, make)

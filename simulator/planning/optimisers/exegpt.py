@@ -130,12 +130,13 @@ class ExeGpt(Optimiser[Options]):
         return "throughput, of those that keep the bound"
 
     def worth(self, candidate: Candidate, simulated: Simulated) -> float:
-        """Throughput; within the bound before beyond it."""
+        """Throughput, where the bound is kept."""
         bound, taken = self.options.latency_s, simulated.columns["simulated_latency_s"]
-        return simulated.value if bound is None or taken is None or taken <= bound else -taken
+        return simulated.value if bound is None or taken is None or taken <= bound else -math.inf
 
     def _rra(self, tp: int, pp: int) -> Candidate:
         base, sizes, steps = self.question.scenario, self.options.sizes, self.options.sizes[::-1]
+        base = replace(base, cluster=replace(base.cluster, replicas=1, groups=()))
         engine = replace(base.engine, policy="exegpt", options={}, tensor_parallel_size=tp, pipeline_parallel_size=pp)
 
         def prices() -> Believe:

@@ -135,18 +135,25 @@ class Melange(Optimiser[Options]):
             for seed in question.seeds:
                 assert one.design is not None
                 designs.append(replace(one.design, requests=self._labelled(self.fleets[one.label], seed)))
-        found = [one.value for one in question.sustained(designs, "simulated")]
-        size = len(question.seeds)
-        return [Simulated.of(found[at : at + size], question.confidence) for at in range(0, len(found), size)]
+        found, size = question.sustained(designs, "simulated"), len(question.seeds)
+        refused = next((one for one in found if one.reason), None)
+        if refused is not None:
+            raise UserError(refused.reason)
+        return [
+            Simulated.of(
+                [one.value for one in found[at : at + size]], question.confidence, tolerance=question.tolerance
+            )
+            for at in range(0, len(found), size)
+        ]
 
     @property
     def goal(self) -> str:
         return "USD per hour, of those that serve the rate"
 
     def worth(self, candidate: Candidate, simulated: Simulated) -> float:
-        """The cheapest of those that serve the rate; of none the fastest."""
+        """How little it costs, where it serves the rate."""
         serves = simulated.value >= self.options.rate
-        return 1.0 / float(candidate.columns["usd_per_hour"]) if serves else simulated.value - self.options.rate
+        return 1.0 / float(candidate.columns["usd_per_hour"]) if serves else -math.inf
 
     def _price(self, scenario: Scenario) -> float:
         price = self.question.bench(Design(scenario)).usd_per_hour

@@ -57,11 +57,18 @@ class Simulated:
 
     @classmethod
     def of(
-        cls, values: Sequence[float], confidence: float, columns: Mapping[str, float | None] | None = None
+        cls,
+        values: Sequence[float],
+        confidence: float,
+        columns: Mapping[str, float | None] | None = None,
+        *,
+        tolerance: float = 0.0,
     ) -> Simulated:
-        """One value per replication; the interval is Student's t."""
-        mean, half = sum(values) / len(values), t_half_width(values, confidence)
-        return cls(mean, mean - half, mean + half, columns=columns or {})
+        """One value per replication; the interval is Student's t, and half the last bracket of a search to
+        ``tolerance``."""
+        mean = sum(values) / len(values)
+        half = t_half_width(values, confidence) + 0.5 * tolerance * mean
+        return cls(mean, max(mean - half, 0.0), mean + half, columns=columns or {})
 
     @classmethod
     def refused(cls, error: UserError) -> Simulated:
@@ -213,7 +220,8 @@ class Optimiser(ABC, Generic[OptionsT]):
         return self.quantity
 
     def worth(self, candidate: Candidate, simulated: Simulated) -> float:
-        """What the optimiser wants most of, of a candidate as simulated: by default the quantity."""
+        """What the optimiser wants most of, of a candidate as simulated: by default the quantity. -inf: it is not what
+        was asked for."""
         return simulated.value
 
 

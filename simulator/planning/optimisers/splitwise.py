@@ -123,11 +123,11 @@ class Splitwise(Optimiser[Options]):
         return self.quantity if self.options.rate is None else f"{self.options.least}, of those that serve the rate"
 
     def worth(self, candidate: Candidate, simulated: Simulated) -> float:
-        """Requests per second; for a rate the least cost of those that serve it."""
+        """Requests per second; for a rate how little is spent, where it is served."""
         rate, spared = self.options.rate, candidate.columns[self.options.least]
         if rate is None:
             return simulated.value
-        return 1.0 / float(spared) if simulated.value >= rate and spared else simulated.value - rate
+        return 1.0 / float(spared) if simulated.value >= rate and spared else -math.inf
 
     def _measured(self) -> dict[str, Kind]:
         """Every kind of machine that a design names, by itself."""
