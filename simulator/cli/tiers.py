@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import join
 from typing import Annotated
 
 import typer
@@ -28,7 +29,9 @@ def tiers(
     if folder is not None:
         from simulator.planning.tier_page import write_page
 
-        path = write_page(found, folder, title=source.name, command=f"windtunnel tiers {scenario}")
+        asked = [word for setting in settings or [] for word in ("--set", setting)]
+        command = join(["windtunnel", "tiers", str(scenario), *asked])
+        path = write_page(found, folder, title=source.name, command=command)
         err().print(f"Written: {path}", markup=False, soft_wrap=True)
     if as_json:
         print_json([row.to_dict() for row in found])
