@@ -104,8 +104,10 @@ def prefill_s(setup: Setup, tokens: int) -> float:
 
 def decode_s(setup: Setup, batch: int, context_each: float) -> float:
     """Least seconds between tokens of equal requests. Sliding windows are taken as full, or shorter where the context
-    is; with speculation every draft is accepted and costs nothing."""
+    is; with speculation every draft is accepted and costs nothing; where prefixes are read once, all is one prefix."""
     cost, drafts = setup.cost, 0 if setup.args.speculation is None else setup.args.speculation.num_speculative_tokens
+    if setup.args.shared_prefix_attention != "none":
+        context_each /= batch
     window = cost.sliding_window
     seen = context_each if window is None else min(context_each, window)
     step = cost.decode(batch, round(batch * context_each), round(batch * seen) if window else 0, 0).first
@@ -146,9 +148,10 @@ def _packed_s(cost: StepCost, tokens: int) -> float:
 
 
 def _per_decode_s(setup: Setup, load: Load) -> float:
-    """Least seconds per decoded token: batches up to the slots, and to what the KV cache holds of the mean context."""
+    """Least seconds per decoded token: batches up to the slots, and to what the KV cache holds of the mean context (any
+    number, where requests may share its blocks)."""
     most = float(setup.args.max_num_seqs)
-    if load.mean_context > 0:
+    if load.mean_context > 0 and load.mean_prompt:
         tokens = setup.num_gpu_blocks * setup.args.block_size * setup.cost.placed.dp
         if setup.cost.sliding_window is None:
             most = min(most, max(1.0, tokens / load.mean_context))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,11 @@ from simulator.cost.step import OperatorCost
 from simulator.hardware.gpu import gpu
 from simulator.kv.prefix import BlockTable, PrefixCache
 from simulator.model.catalogue import model
-from simulator.replica.records import SimulationRecords
+from simulator.planning.bounds import highest_rate
+from simulator.scenario.load import load
+from simulator.scenario.run import run
+from simulator.scenario.setup import build
+from simulator.scenario.trace import make_trace
 from simulator.scheduling import EngineArgs, Request
 from simulator.scheduling.shared_prefix import SharingState
 from tests.scheduling.invariants import check
@@ -150,9 +155,28 @@ def test_spans_are_steps(data: st.DataObject) -> None:
     blocks = data.draw(st.integers(30, 300))
     users = data.draw(st.sampled_from([None, 3]))
     runs = [Simulation(trace, single(args, SLOW, blocks), step_mode=m, closed_loop_users=users) for m in (False, True)]
-    spans, steps = (run.run() for run in runs)
+    spans, steps = (one.run() for one in runs)
     same_requests(spans, steps)
     same_steps(spans.steps, steps.steps)
-    for records, run in zip((spans, steps), runs, strict=True):
-        finished: SimulationRecords = records
-        check(finished, trace, run.replicas[0].engine.state)
+    for records, played in zip((spans, steps), runs, strict=True):
+        check(records, trace, played.replicas[0].engine.state)
+
+
+def test_plans_do_not_rule_it_out(tmp_path: Path) -> None:
+    """The bound by which searches prune designs lies above what sharing reaches."""
+    path = tmp_path / "scenario.yaml"
+    path.write_text(
+        "model: meta-llama/Llama-2-13b-hf\n"
+        "hardware: A100-SXM-80GB\n"
+        "engine: {max_model_len: 4096, max_num_seqs: 32, shared_prefix_attention: groups}\n"
+        "workload: {synthetic: {num_requests: 64, arrivals: {process: at_once}, lengths: {prompt: 20, output: 200},\n"
+        "  sessions: {turns: 1, shared_prefix_tokens: 3000}}}\n"
+    )
+    shared, plain = (load(path, extra) for extra in ([], ["engine.shared_prefix_attention=none"]))
+    trace = make_trace(shared.workload, shared.seed)
+    rate = 64 / np.nanmax(run(shared, trace=trace).records.requests.finish)
+    assert (
+        highest_rate([build(shared)], ["both"], trace)
+        > rate
+        > 2 * 64 / np.nanmax(run(plain, trace=trace).records.requests.finish)
+    )
