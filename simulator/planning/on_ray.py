@@ -58,7 +58,7 @@ class Ray:
         try:
             _answers(address)
             ray.init(
-                self.address,
+                address or "local",
                 num_cpus=here,
                 log_to_driver=False,
                 logging_level="ERROR",

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 
+from simulator.core.errors import UserError
 from simulator.metrics.series import mean_count
 from simulator.metrics.slo import Slo
 from simulator.planning.bounds import floors, roles_of
@@ -112,8 +113,9 @@ def changes(study: Study, outcome: Outcome) -> list[Change]:
     return found
 
 
-def shake_bill(task: tuple[Study, Outcome, Change]) -> tuple[Shaken, tuple[Probe, ...]]:
-    """What the load costs under a change, and how close to its limits; of the first replication.
+def shake_bill(task: tuple[Study, Outcome, Change]) -> tuple[Shaken | None, tuple[Probe, ...]]:
+    """What the load costs under a change, and how close to its limits; of the first replication. None: the design
+    cannot have kernels of another speed.
 
     Replicas start and stop by the clock on the wall, so that slower steps are slower kernels here (their launches and
     the engine's overhead stay).
@@ -121,7 +123,10 @@ def shake_bill(task: tuple[Study, Outcome, Change]) -> tuple[Shaken, tuple[Probe
     study, outcome, change = task
     assert outcome.design.scenario is not None
     scenario = with_kernels(outcome.design.scenario, 1.0 / change.slower)
-    bench = Bench(scenario, study.ledger, replace(change, name=Change.name, slower=1.0))
+    try:
+        bench = Bench(scenario, study.ledger, replace(change, name=Change.name, slower=1.0))
+    except UserError:
+        return None, ()
     probe = bench.probe(None, 1, study.seeds(outcome.design)[0])
     whole = probe.fraction == 1.0
     slack = probe.slack if whole else math.inf

@@ -162,12 +162,12 @@ class _Solver:
             if outcome.bill is not None or (outcome.sustained is not None and outcome.sustained.rate)
             for change in changes(self.study, outcome)
         ]
-        found: dict[str, Shaken] = {}
+        found: dict[str, Shaken | None] = {}
         work = shake_bill if self.plan.find == "lowest-bill" else shake
         for task, (one, probes) in self._each("what if", work, tasks, len(tasks)):
             found[task[2].name] = one
             self.probes += probes
-        return tuple(found[change.name] for _, _, change in tasks)
+        return tuple(one for _, _, change in tasks if (one := found[change.name]) is not None)
 
     def _sizes(self, ranked: Sequence[Outcome]) -> tuple[Size, ...]:
         """Fewer copies of the best design, where it is held against an API: small fleets batch worse."""

@@ -145,6 +145,7 @@ def test_a_bill_is_shaken_and_held_against_other_limits(tmp_path: Path) -> None:
         usual, less, slow = (
             shake_bill((study, of[label], change))[0] for change in (Change(), Change(traffic=0.5), Change(slower=1.5))
         )
+        assert usual is not None and less is not None and slow is not None
         assert usual.usd_per_hour == pytest.approx(of[label].usd_per_hour)
         assert usual.usd_per_hour is not None and less.usd_per_hour is not None
         assert (less.usd_per_hour < 0.9 * usual.usd_per_hour) == follows
