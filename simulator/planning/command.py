@@ -86,7 +86,7 @@ def commands(scenario: Scenario, setups: tuple[Setup, ...]) -> list[tuple[str, s
         engine = (own.engine if own else None) or scenario.engine
         gpus = f"{setup.num_gpus} x {setup.gpu.name}" if setup.num_gpus > 1 else setup.gpu.name
         what = f"on each of {setup.replicas} replicas ({gpus})" if setup.replicas > 1 else f"on {gpus}"
-        command = vllm_serve(model, engine, setup)
+        command = "" if engine.placement is not None else vllm_serve(model, engine, setup)  # vLLM has no such nodes
         if command:
             role = "" if own is None or own.role == "both" else f", {own.role}: with a KV connector"
             missing = unsaid(model, engine)

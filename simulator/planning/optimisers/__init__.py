@@ -1,6 +1,7 @@
 """Optimisers of surveyed systems, one file each; importing this package registers those that ship."""
 
 from simulator.planning.optimisers import (  # noqa: F401 - to register them
+    alpaserve,
     distserve,
     dynamollm,
     exegpt,
