@@ -94,11 +94,11 @@ def _requests(found: BlockAccesses) -> Iterator[list[tuple[int, int, int, int]]]
 
 
 def capacities(found: Accesses, count: int = 9) -> Ints:
-    """Where the curve rises: from a quarter of all that LRU can hit, and no less than the longest prompt, to all but a
+    """Where the curve rises: from a tenth of all that LRU can hit, and no less than the longest prompt, to all but a
     thousandth of it, evenly on a logarithmic scale."""
     most = max(found.num_blocks, 1)
     tried = np.unique(np.geomspace(1, most, 200).round().astype(np.int64))
     share = lru_hits(found, tried) / max(found.num_used - found.num_blocks, 1)
-    low, high = tried[np.searchsorted(share, (0.25, 0.999)).clip(max=len(tried) - 1)].tolist()
+    low, high = tried[np.searchsorted(share, (0.1, 0.999)).clip(max=len(tried) - 1)].tolist()
     low = max(low, min(int((found.position + found.size).max(initial=1)), high))
     return np.unique(np.geomspace(max(low, 1), high, count).round().astype(np.int64))

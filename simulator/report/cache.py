@@ -169,8 +169,8 @@ def gigabytes(num_bytes: float) -> str:
 def _draw(found: Sequence[TraceCurves], path: Path) -> Path:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.6 * len(found), 5.6), layout="constrained")
-    for axes, trace in zip(np.atleast_1d(figure.subplots(1, len(found))), found, strict=True):
+    figure = Figure(figsize=(9.6, 5.6 * len(found)), layout="constrained")
+    for axes, trace in zip(np.atleast_1d(figure.subplots(len(found), 1)), found, strict=True):
         _lines(axes, trace)
         _scales(axes, trace)
     figure.savefig(path, dpi=150)
