@@ -49,20 +49,21 @@ def timed_the_host(rows: pd.DataFrame, shape: Sequence[str]) -> np.ndarray:
         if idle[own].mean() >= USUAL:
             host[own] = seconds[own] < MARGIN * np.median(seconds[own & idle])
     if host.any():
-        host |= idle & (seconds > HICCUP * usual_seconds(rows, shape))
+        host |= idle & (seconds > HICCUP * usual_seconds(rows, shape, ends=True))
     return host
 
 
-def usual_seconds(rows: pd.DataFrame, shape: Sequence[str]) -> Floats:
+def usual_seconds(rows: pd.DataFrame, shape: Sequence[str], *, ends: bool = False) -> Floats:
     """Each row's seconds, or the median of ``NEIGHBOURS`` along the first column of ``shape`` where that is less: what
-    it would take without a hiccup of the machine. The first and the last row of a shape keep their own.
+    it would take without a hiccup of the machine. The first and the last row of a shape keep their own but with
+    ``ends``: a single token often runs a kernel of its own.
     """
     order = rows.sort_values([*shape[1:], shape[0]])
     along = order.groupby(list(shape[1:]), sort=False)["seconds"]
     median = along.rolling(NEIGHBOURS, center=True, min_periods=1).median().to_numpy()
     inner = ((along.cumcount() > 0) & (along.cumcount(ascending=False) > 0)).to_numpy()
     own = order["seconds"].to_numpy(float)
-    found = pd.Series(np.where(inner, np.minimum(own, median), own), index=order.index)
+    found = pd.Series(np.where(inner | ends, np.minimum(own, median), own), index=order.index)
     return np.asarray(found.reindex(rows.index), dtype=float)
 
 
