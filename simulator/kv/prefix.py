@@ -53,11 +53,10 @@ class BlockTable:
     (its last partial trace block and its output): nobody else can hit them, the request itself can after preemption.
     """
 
-    __slots__ = ("hit", "ids", "own", "runs")
+    __slots__ = ("ids", "own", "runs")
 
     def __init__(self, ids: Sequence[int]) -> None:
         self.ids = ids
-        self.hit: Hit | None = None  # of the last lookup
         self.runs: list[Run] = []  # consecutive, from position 0; heads cut off later are found from their tails
         self.own: tuple[Run, ...] = ()  # runs that hold positions past the ids, live while the request may come back
 
@@ -68,15 +67,13 @@ class Hit:
     ``loaded``: blocks after those that come from a slower tier; they are taken anew.
     """
 
-    __slots__ = ("after", "blocks", "free_blocks", "limit", "loaded", "parts")
+    __slots__ = ("blocks", "free_blocks", "loaded", "parts")
 
     def __init__(self, parts: list[tuple[Run, int, int]], blocks: int, free_blocks: int) -> None:
         self.parts = parts  # (run, first position, end position), one after the other
         self.blocks = blocks
         self.free_blocks = free_blocks
         self.loaded = 0
-        self.limit = -1  # blocks that were asked for
-        self.after = 0  # name of the block that was not found, where there are less
 
     @property
     def reused(self) -> int:
@@ -90,7 +87,7 @@ NO_HIT = Hit([], 0, 0)
 class PrefixCache(BlockPool):
     """A block pool whose free blocks keep their content until they are needed."""
 
-    __slots__ = ("_most_owed", "_order", "_owed", "_removed", "_starts", "_stored", "unit")
+    __slots__ = ("_most_owed", "_order", "_owed", "_removed", "_starts", "_stored", "listed", "unit")
 
     def __init__(self, num_blocks: int, block_size: int, unit: int = 1) -> None:
         """unit: engine blocks per id of ``BlockTable.ids``."""
@@ -100,6 +97,7 @@ class PrefixCache(BlockPool):
         order = Run((), 0, 0, 0)  # sentinel of the eviction order: order.next goes first
         order.next = order.previous = order
         self._order = order
+        self.listed = 0  # blocks that became full so far, of those with an id
         self._owed = 0  # blocks at the near end of the eviction order that are taken already
         self._most_owed = num_blocks // 4  # a bound on what is kept for nobody
         self._stored: list[Listener] = []
@@ -125,23 +123,17 @@ class PrefixCache(BlockPool):
         keyed = len(ids) * unit
         if keyed > max_blocks:
             keyed = max_blocks
-        known = table.hit
-        if known is not None and known.limit == keyed and self._holds_still(known):
-            return known
         position = free = 0
         parts: list[tuple[Run, int, int]] = []
-        hit = Hit(parts, 0, 0)
         run: Run | None = None
         while position < keyed:
             before = run
-            name = ids[position // unit] * unit + position % unit
-            run = starts.get(name)
+            run = starts.get(ids[position // unit] * unit + position % unit)
             if run is None:
                 if before is not None and before.twins is not None:
                     run = self._longer_twin(before.twins, ids, position)
                 if run is None:
-                    hit.after = name
-                    break
+                    return Hit(parts, position, free)
             end = run.hi
             if end > keyed:
                 end = keyed
@@ -156,26 +148,10 @@ class PrefixCache(BlockPool):
                 free += end - position
             parts.append((run, position, end))
             position = end
-        hit.blocks = position
-        hit.free_blocks = free
+        hit = Hit(parts, position, free)
         if table.own:
-            if position == keyed:
-                self._find_own(table, max_blocks, hit)
-        else:
-            hit.limit = keyed
-            table.hit = hit
+            self._find_own(table, max_blocks, hit)
         return hit
-
-    def _holds_still(self, hit: Hit) -> bool:
-        """Whether a lookup would find the same: others hold all of it, and what comes after is still not there."""
-        blocks = hit.blocks
-        if blocks < hit.limit and hit.after in self._starts:
-            return False
-        for run, start, end in hit.parts:
-            if not run.refs or run.lo > start or run.hi < end or (end == blocks and run.hi > end and end < hit.limit):
-                return False
-        hit.free_blocks = hit.loaded = 0
-        return True
 
     def _find_own(self, table: BlockTable, max_blocks: int, hit: Hit) -> None:
         """Go on with the blocks that only this request can hit."""
@@ -223,7 +199,6 @@ class PrefixCache(BlockPool):
     def hold(self, table: BlockTable, hit: Hit) -> None:
         """Make the blocks of ``hit`` the request's: they leave the eviction order. Call it before anything is taken."""
         runs = table.runs
-        table.hit = None
         for run, start, end in hit.parts:
             if start > run.lo:  # another instance served what comes before
                 self._cut(run, start)
@@ -363,6 +338,7 @@ class PrefixCache(BlockPool):
             end = full_blocks
         if end <= start:
             return
+        self.listed += end - start
         if self._stored:
             new = ids[-(-start // unit) : -(-end // unit)]  # the id at ``start``, if begun, is known already
             for tell in self._stored:

@@ -46,8 +46,11 @@ class EngineState:
         "_crossings",
         "_ends",
         "_grows",
+        "_listed",
         "_longest",
+        "_need",
         "_squares",
+        "_target",
         "_window_sum",
         "admissions",
         "args",
@@ -68,6 +71,7 @@ class EngineState:
         "phase",
         "pool",
         "prefilling",
+        "refused",
         "releasing",
         "running",
         "swapped",
@@ -92,6 +96,8 @@ class EngineState:
         self.running: dict[Request, None] = {}  # in order of admission
         self.prefilling: dict[Request, None] = {}  # the running requests with prompt left to compute
         self.releasing: deque[tuple[float, Request]] = deque()  # (end of the last step, request), still in running
+        self.refused: Request | None = None  # it waits for blocks
+        self._need = self._listed = self._target = 0  # when it was looked at
         self.tiers: TierStack | None = None  # slower places for what the prefix cache forgets
         self.asides: Asides | None = None  # what those do beside the steps
         self.keeps = False  # whether requests that end here go on elsewhere
@@ -150,6 +156,19 @@ class EngineState:
         if hit.blocks < limit:
             hit.loaded = self.tiers.find(request.row, request.table.ids, hit.blocks, limit, self.block_size)
         return hit
+
+    def refuse(self, request: Request, need: int) -> None:
+        """A request whose whole hit others hold lacks free blocks: it needs ``need`` of them."""
+        pool = self.pool
+        if isinstance(pool, PrefixCache) and self.tiers is None:
+            self.refused, self._need, self._target, self._listed = request, need, request.target, pool.listed
+
+    def least_need(self, request: Request) -> int:
+        """Free blocks that the refused request needs at least, without a look-up: what others hold of its prefix has
+        grown by no more than what they have computed since."""
+        pool = self.pool
+        assert isinstance(pool, PrefixCache)
+        return self._need - pool.listed + self._listed if request.target == self._target else 0
 
     def admit(self, request: Request, hit: Hit, step: Step) -> None:
         """Move the head of the queue into the running batch, holding the blocks of ``hit``."""

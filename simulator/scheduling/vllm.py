@@ -42,6 +42,7 @@ class Vllm(Policy):
         self.chunked = args.enable_chunked_prefill
         self.reserve_prompt = args.scheduler_reserve_full_isl
         self.watermark = args.watermark
+        self.remembers = args.enable_prefix_caching and self.reserve_prompt and not self.watermark
         self.by_priority = args.scheduling_policy == "priority"
 
     def prepare(self, state: EngineState) -> None:
@@ -124,6 +125,8 @@ class Vllm(Policy):
         most = self.most_running(state)
         while budget > 0 and waiting and len(state.running) < most:
             request = waiting[0]
+            if request is state.refused and state.least_need(request) > pool.free:
+                return
             hit = state.hit(request) if request.table is not None else NO_HIT
             if hit.loaded and state.asides is not None and state.asides.loads:
                 spare = int(self.watermark * (pool.num_blocks + 1)) if self.watermark and state.running else 0
@@ -144,6 +147,8 @@ class Vllm(Policy):
             if self.watermark and state.running:
                 need += int(self.watermark * (pool.num_blocks + 1))
             if need > pool.free:
+                if self.remembers and not hit.free_blocks:
+                    state.refuse(request, need)
                 return
             waiting.popleft()
             state.admit(request, hit, step)
