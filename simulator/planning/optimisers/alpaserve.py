@@ -87,7 +87,7 @@ class AlpaServe(Optimiser[Options]):
     placement on that way counts.
     """
 
-    quantity = "of the requests within the SLO"
+    quantity = "SLO attainment"
     Options = Options
 
     def search(self) -> Sequence[Candidate]:
@@ -117,7 +117,10 @@ class AlpaServe(Optimiser[Options]):
         """Share of every replication's requests within the SLO."""
         question = self.question
         tasks = [
-            (one.design.scenario, self._trace(seed)) for one in candidates if one.design for seed in question.seeds
+            (replace(one.design, requests=self._trace(seed)), seed)
+            for one in candidates
+            if one.design
+            for seed in question.seeds
         ]
         values = question.each(_attainment, tasks, "simulated")
         size = len(question.seeds)
@@ -251,7 +254,11 @@ def _name(cut: Cut) -> str:
     return f"groups of {cut.gpus} (tensor {cut.tensor}, stages {cut.stages})"
 
 
-def _attainment(task: tuple[Question, tuple[Scenario, Trace]]) -> float:
-    scenario, trace = task[1]
-    slo = run(scenario, trace=trace).summary["slo"]
-    return float(slo["attainment"])
+def _attainment(task: tuple[Question, tuple[Design, int]]) -> float:
+    question, (design, seed) = task
+
+    def make() -> dict[str, float]:
+        summary = run(design.scenario, seed, trace=design.requests).summary
+        return {"value": float(summary["slo"]["attainment"])}
+
+    return float(question.once("alpaserve", design, seed, make)["value"])

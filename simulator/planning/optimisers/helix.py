@@ -129,7 +129,7 @@ class Helix(Optimiser[Options]):
     def simulate(self, candidates: Sequence[Candidate]) -> list[Simulated]:
         """Output tokens per second of the scenario's run, as its requests come."""
         question = self.question
-        tasks = [(one.design.scenario, seed) for one in candidates if one.design for seed in question.seeds]
+        tasks = [(one.design, seed) for one in candidates if one.design for seed in question.seeds]
         values = question.each(_throughput, tasks, "simulated")
         size = len(question.seeds)
         return [Simulated.of(values[at : at + size], question.confidence) for at in range(0, len(values), size)]
@@ -294,6 +294,10 @@ def _held(offer: OfferSpec, span: Span, count: int) -> NodeSpec:
     )
 
 
-def _throughput(task: tuple[Question, tuple[Scenario, int]]) -> float:
-    scenario, seed = task[1]
-    return float(run(scenario, seed).summary["throughput"]["output_tokens_per_s"])
+def _throughput(task: tuple[Question, tuple[Design, int]]) -> float:
+    question, (design, seed) = task
+
+    def make() -> dict[str, float]:
+        return {"value": float(run(design.scenario, seed).summary["throughput"]["output_tokens_per_s"])}
+
+    return float(question.once("helix", design, seed, make)["value"])
