@@ -27,7 +27,7 @@ def build_lora(
         memory = beside(memory, slots, 0.0, given_blocks=given_blocks)
         merge = None
         if config.merge_share is not None:
-            merge = MergePlan(config.merge_share, config.merge_credit, price.merge_s)
+            merge = MergePlan(config.merge_share, config.merge_credit, price.merge_s, config.merge_pauses)
         return LoraPlan(ranks, config.max_loras, load_s, 0.0, price, merge), memory
     blocks = size / memory.block_bytes
     needed = ceil(memory.max_model_len / memory.block_size) + ceil(max(ranks) * blocks)

@@ -30,6 +30,8 @@ class LoraSpec:
     """Merge an adapter into the weights when this share of the requests waiting and running asks for it (dLoRA)."""
     merge_credit: NonNegative = 64
     """Requests with a merged adapter that may pass others before it is taken out again."""
+    merge_pauses: Bool = False
+    """Running requests for other adapters pause while one is merged, their KV where it is, instead of ending first."""
 
     def __post_init__(self) -> None:
         if self.max_loras is None and not self.unified_paging:
@@ -38,3 +40,5 @@ class LoraSpec:
             raise ValueError(f"ranks exceed max_lora_rank = {self.max_lora_rank}.")
         if self.merge_share is not None and self.unified_paging:
             raise ValueError("adapters are merged from slots; leave unified_paging or merge_share out.")
+        if self.merge_pauses and self.merge_share is None:
+            raise ValueError("nothing is merged without 'merge_share'.")

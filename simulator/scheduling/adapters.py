@@ -8,19 +8,18 @@ their slot is needed, the least recently used goes first.
 of the next ones are fetched while the batch computes, and given back when nobody runs or waits with them.
 
 *Merged* (dLoRA, with slots): an adapter that most requests ask for is added to the weights, so that computing with it
-costs nothing; nobody else runs meanwhile. Requests that others pass while they wait gain credit; when it is spent, the
-adapter is taken out again and those who waited come first.
+costs nothing; nobody else runs meanwhile: others end first, or pause with their KV where it is. Requests that others
+pass while they wait gain credit; when it is spent, the adapter is taken out again and those who waited come first.
 
 Reference: Sheng et al., S-LoRA, MLSys 2024 (arXiv:2311.03285), sections 5 and 4.1; vLLM 0.33, ``config/lora.py`` and
 ``v1/core/sched/scheduler.py`` (a request that would exceed ``max_loras`` is skipped); Wu et al., dLoRA, OSDI 2024,
-section 4: there credits are taken from adapters that starve others, and running requests pause for a merge; here
-credits count requests that were passed, and running requests end first.
+section 4: there credits are taken from adapters that starve others; here they count requests that passed others.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import cast
@@ -43,12 +42,14 @@ class MergePlan:
     """When an adapter is merged into the weights.
 
     share: of the requests waiting and running that must ask for it; it is taken out below half of that. credit:
-    requests that may pass others meanwhile. seconds: that merging takes, or taking out.
+    requests that may pass others meanwhile. seconds: that merging takes, or taking out. pauses: running requests for
+    others wait with their KV on the GPU until it is taken out, instead of ending before it is merged.
     """
 
     share: float
     credit: int
     seconds: float
+    pauses: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,7 @@ class Adapters:
         self.waited_s = 0.0  # that the step being planned waits for adapters
         self.chosen: int | None = None  # the one that is merged, or will be when the others have ended
         self.passed = 0  # requests that passed others since it was chosen
+        self.paused = 0  # running requests that wait for it to be taken out
         self.owed = 0  # requests to admit in order before another one is chosen
 
     def of(self, request: Request) -> int:
@@ -182,27 +184,35 @@ class Adapters:
             if self.plan.paged and adapter not in self.kept:
                 self.drop(adapter)
 
-    def choose(self, plan: MergePlan, waiting: Counter[int]) -> int:
+    def choose(self, plan: MergePlan, waiting: Counter[int], prefilling: Iterable[Request]) -> int:
         """Take an adapter out, merge one, both, or leave all as it is; how often the weights change now. What it
-        decides holds until requests come or go."""
+        decides holds until requests come or go, or prompts end."""
         total = self.plain + sum(self.users.values()) + sum(waiting.values())
         changes = 0
         chosen = self.chosen
         if chosen is not None:
             asked = self.users[chosen] + waiting[chosen]
             if self.passed > plan.credit or asked < 0.5 * plan.share * total or not asked:
-                self.chosen, self.owed = None, sum(waiting.values()) - waiting[chosen]
-                changes += self.batch.merged
-                self.batch.merged = False
+                changes += self.take_out(waiting)
         if self.chosen is None and total and self.owed <= 0:
             most = max({*self.users, *waiting}, key=lambda a: (self.users[a] + waiting[a], -a), default=NONE)
             if most != NONE and self.users[most] + waiting[most] >= plan.share * total:
                 self.chosen, self.passed = most, 0
-        alone = not self.plain and not self.users.keys() - {self.chosen}
+        if plan.pauses:
+            alone = all(self.of(request) == self.chosen for request in prefilling)  # prompts end first
+        else:
+            alone = not self.plain and not self.users.keys() - {self.chosen}
         if self.chosen is not None and alone and not self.batch.merged:
             self.batch.merged = True
             changes += 1
         return changes
+
+    def take_out(self, waiting: Counter[int]) -> int:
+        """Nobody's adapter is to be merged: those who wait come first. 1 if the weights change, else 0."""
+        self.owed = sum(waiting.values()) - waiting[cast("int", self.chosen)]
+        self.chosen, merged = None, self.batch.merged
+        self.batch.merged = False
+        return int(merged)
 
     def drop(self, adapter: int) -> None:
         """Give the pages of an unused adapter back."""
@@ -285,7 +295,7 @@ class AdapterQueue:
 
     def popleft(self) -> Request:
         place = self._next() or 0
-        self._adapters.passed += place > 0
+        self._adapters.passed += place > 0 or self._adapters.paused > 0
         self._adapters.owed -= 1
         request = self._order[place]
         del self._order[place]
@@ -367,11 +377,13 @@ class Adapting(Vllm):
         if adapters.plan.paged:
             self._fetch(state, adapters)
         elif merge is not None:
-            changes = adapters.choose(merge, cast("AdapterQueue", state.waiting).counts)
+            changes = adapters.choose(merge, cast("AdapterQueue", state.waiting).counts, state.prefilling)
             if changes:
                 adapters.waited_s += changes * merge.seconds
                 state.batch_version += 1
         step = super().schedule(state)
+        if merge is not None and merge.pauses:
+            step = self._pause(state, adapters, merge, step)
         if adapters.waited_s and step is not None:
             step = Step(decodes=True) if step is DECODE else step
             step.extra_s += adapters.waited_s
@@ -383,6 +395,28 @@ class Adapting(Vllm):
             step.extra_s = max(min(adapters.ready.values()) - state.now, 1e-9)
             return step
         return Step(decodes=True) if step is DECODE else step  # look again at every step while adapters come
+
+    @staticmethod
+    def _pause(state: EngineState, adapters: Adapters, merge: MergePlan, step: Step | None) -> Step | None:
+        """Leave out of a step who runs with other weights than those that are merged. Where that is everybody (memory
+        is full of them, say), they are taken out."""
+        others: list[Request] = []
+        if adapters.batch.merged:
+            others = [r for r in state.running if r.decoding and adapters.of(r) != adapters.chosen]
+        adapters.paused = len(others)
+        if not others or step is None:
+            return step
+        if step is DECODE:
+            step = Step(decodes=True)
+        held = list(dict.fromkeys([*step.held, *others]))
+        if len(held) < state.num_decodes or step.chunks:
+            step.held, step.decodes = held, len(held) < state.num_decodes
+            return step
+        adapters.waited_s += merge.seconds * adapters.take_out(cast("AdapterQueue", state.waiting).counts)
+        adapters.owed = max(adapters.owed, 1)  # or it would be merged again at once
+        adapters.paused = 0
+        state.batch_version += 1
+        return step
 
     @staticmethod
     def _fetch(state: EngineState, adapters: Adapters) -> None:

@@ -50,6 +50,8 @@ def with_adapters(trace: Trace, codes: list[int]) -> Trace:
             replace(PAGES, max_loras=2, load_s=0.004),
             MERGED,
             replace(MERGED, merge=MergePlan(0.8, 0, 0.0)),
+            replace(MERGED, merge=MergePlan(0.5, 1, 0.004, pauses=True)),
+            replace(MERGED, max_loras=2, merge=MergePlan(0.3, 8, 0.0, pauses=True)),
         ]
     ),
     caching=st.booleans(),
@@ -157,6 +159,25 @@ def test_others_wait_until_those_who_passed_them_spent_their_credit() -> None:
     order = np.argsort(records.requests.scheduled, kind="stable").tolist()
     assert order[8:12] == [9, 10, 11, 13]  # the third and the fourth in one step
     assert order[12:14] == [8, 12]
+
+
+def test_others_pause_while_an_adapter_is_merged() -> None:
+    """Adapter 1 is at its tenth token of 100 when three requests for adapter 0 come. Their prompts run beside it; once
+    they are computed it pauses for their ten other tokens and goes on with the KV it has, or all run together."""
+    trace = with_adapters(
+        Trace(np.array([0.0, 0.095, 0.095, 0.095]), np.full(4, 10), np.array([100, 11, 11, 11])), [1, 0, 0, 0]
+    )
+    args = EngineArgs(max_num_seqs=8, max_num_batched_tokens=512, async_scheduling=False, enable_prefix_caching=False)
+    ends, pauses = (
+        Simulation(
+            trace, cluster(args, FixedCost(0.01, 0.0), 100, replace(FREE, max_loras=4, merge=MergePlan(0.6, 8, 0.0, p)))
+        ).run()
+        for p in (False, True)
+    )
+    np.testing.assert_allclose(pauses.requests.finish[1:], ends.requests.finish[1:])
+    assert pauses.requests.finish[0] == pytest.approx(ends.requests.finish[0] + 10 * 0.01)
+    assert pauses.tokens_recomputed == pauses.requests.preemptions.sum() == 0
+    assert pauses.steps.num_decodes.max() == 3 < ends.steps.num_decodes.max()
 
 
 def test_requests_that_differ_are_never_merged() -> None:
