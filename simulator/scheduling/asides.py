@@ -36,7 +36,7 @@ class AsideQueue:
         return loaded[index] if index < len(loaded) else self._waiting[index - len(loaded)]
 
     def __iter__(self) -> Iterator[Request]:
-        loading = (request for _, _, request, _ in self._asides.loading)
+        loading = (request for _, _, request in self._asides.loading)
         return chain(self._asides.loaded, loading, (self._waiting[i] for i in range(len(self._waiting))))
 
     def append(self, request: Request) -> None:
@@ -76,7 +76,7 @@ class Asides:
         self._state = state
         self.loads = loads
         self.window = window
-        self.loading: list[tuple[float, int, Request, Hit]] = []  # heap by when all is there, s
+        self.loading: list[tuple[float, int, Request]] = []  # heap by when all is there, s
         self.loaded: deque[Request] = deque()
         self._seen: dict[Request, int] = {}  # of the queue's head, with the blocks that were expected; in order
         self._number = 0
@@ -105,13 +105,13 @@ class Asides:
         pool.take(hit.loaded)
         request.computed = hit.reused * state.block_size
         self._number += 1
-        heappush(self.loading, (ready, self._number, request, Hit([], hit.reused, 0)))
+        heappush(self.loading, (ready, self._number, request))
         return True
 
     def _promised(self) -> int:
         """Free blocks that prompts begun will take: of running requests and of those aside."""
         state = self._state
-        begun = chain(state.prefilling, self.loaded, (request for _, _, request, _ in self.loading))
+        begun = chain(state.prefilling, self.loaded, (request for _, _, request in self.loading))
         return sum(state.blocks_for(request, request.target - request.computed) for request in begun)
 
     def land(self, now: float) -> bool:
@@ -119,9 +119,9 @@ class Asides:
         self.stuck = False
         pool = self._state.pool
         while self.loading and self.loading[0][0] <= now:
-            _, _, request, hit = heappop(self.loading)
+            _, _, request = heappop(self.loading)
             assert isinstance(pool, PrefixCache) and request.table is not None
-            pool.cache(request.table, hit.blocks)
+            pool.cache(request.table, request.computed // self._state.block_size)
             self.loaded.append(request)
         return False
 
@@ -135,7 +135,7 @@ class Asides:
         """Everybody aside, their blocks freed: the engine fails."""
         state, pool = self._state, self._state.pool
         assert isinstance(pool, PrefixCache)
-        gone = [*self.loaded, *(request for _, _, request, _ in sorted(self.loading))]
+        gone = [*self.loaded, *(request for _, _, request in sorted(self.loading))]
         for request in gone:
             pool.release(request.table, request.computed // state.block_size, 0, returns=False)
             request.computed = 0

@@ -103,6 +103,19 @@ def test_a_step_takes_the_longer_of_loading_and_computing() -> None:
     assert one(trace, replace(DRAM, bandwidth=1e3)).tiers[0].bytes_read == 0  # computing is faster
 
 
+def test_the_first_layers_compute_all_of_a_chunk_to_choose_what_is_computed_again() -> None:
+    """Of A's 100 tokens 75 are spared, but not in the first layers; B at the beginning of the prompt needs no choice."""
+    trace = rag([[A, B], [B, A]])
+    first = [
+        one(trace, DRAM, recompute_layers=layers).requests.first_token[1] - trace.arrival[1] for layers in (0, 1, 10)
+    ]
+    all_layers = LINEAR.mixed(0, 0, 0, [(76, 0)], 1) - LINEAR.mixed(0, 0, 0, [(1, 75)], 1)
+    assert first[1] - first[0] == pytest.approx(all_layers / 10, rel=0.01)
+    assert first[2] - first[0] == pytest.approx(all_layers, rel=0.01)
+    alike = [one(trace, DRAM, r=0.0, recompute_layers=layers).requests.first_token[1] for layers in (0, 1)]
+    assert alike[0] == alike[1]  # nothing is chosen
+
+
 def test_a_chunk_is_there_when_it_has_been_computed() -> None:
     at_once = rag([[A, B], [B, A]], every_s=1e-6)
     pool = replace(DRAM, shared=True)
