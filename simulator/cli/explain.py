@@ -76,7 +76,11 @@ def _of_scenario(path: Path, settings: list[str]) -> OperatorCost:
 
     source = override(read_source(path), settings)
     with located(source):
-        return build(anchored(source)).cost
+        setup = build(anchored(source))
+    if setup.nodes is not None:
+        remedy = "Give --model and --gpu for a GPU that holds all layers."
+        raise UserError("nodes have no step in common.", where=f"{path}: engine.placement", remedy=remedy)
+    return setup.cost
 
 
 def _of_names(  # noqa: PLR0917 - the options of the command

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from simulator.core.errors import ScenarioError
 from simulator.cost.calibration import describe
 from simulator.metrics.fleet import lifetimes
 from simulator.metrics.slo import Slo
@@ -86,6 +87,12 @@ class Bench:
         self.requests = requests
         self._load = "" if requests is None else fingerprint(requests)
         self.groups = WORKSHOP.groups(scenario)
+        if any(group.nodes is not None for group in self.groups):
+            raise ScenarioError(
+                "what a placement over unlike nodes sustains does not follow from the prices of one GPU's steps.",
+                where="engine.placement",
+                remedy="Compare placements with windtunnel sweep, or ask the optimiser helix for one.",
+            )
         slo = self.groups[0].slo
         assert slo is not None
         self.slo: Slo = slo

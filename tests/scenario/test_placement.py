@@ -9,6 +9,7 @@ import pytest
 
 from simulator.core.errors import UserError
 from simulator.metrics.little import littles_law
+from simulator.planning.probe import Bench
 from simulator.scenario import load, run
 from simulator.scenario.build import build_groups
 
@@ -101,6 +102,11 @@ def test_beside_a_plain_replica(path: Path) -> None:
 def test_what_cannot_be_is_refused(path: Path, settings: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         run(load(path, settings))
+
+
+def test_what_asks_for_the_price_of_a_step_is_refused(path: Path) -> None:
+    with pytest.raises(UserError, match="does not follow from the prices"):
+        Bench(load(path))
 
 
 def test_gpus_of_a_node_share_its_layers(path: Path) -> None:
