@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from simulator.cluster.plan import ClusterPlan, Group, RouterPlan
 from simulator.cluster.simulation import Simulation
 from simulator.core.errors import ScenarioError
-from simulator.kv.tiers import TierPlan, TierSet
+from simulator.kv.tier import TierPlan
+from simulator.kv.tiers import TierSet
 from simulator.replica.records import SimulationRecords
 from tests.cluster.test_many_replicas import ARGS, LINEAR, same
 from tests.scheduling.invariants import check_pool, clock_never_runs_back, ends_once, nobody_is_left

@@ -45,7 +45,7 @@ def one(
 def prompts(rows: list[list[int]], *, every_s: float = 10.0) -> Trace:
     """Prompts of 30 blocks and 5 tokens, one after the other."""
     n = len(rows)
-    return Trace(np.arange(n) * every_s, np.full(n, 485), np.full(n, 2), prefix=from_rows(rows, 16))
+    return Trace(np.linspace(0.0, (n - 1) * every_s, n), np.full(n, 485), np.full(n, 2), prefix=from_rows(rows, 16))
 
 
 ABA = prompts([A, B, A])  # in a cache of 39 blocks: the second A finds what B has left of the first
