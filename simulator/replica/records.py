@@ -2,7 +2,8 @@
 
 Times are seconds on the simulation clock. Token times are never stored one by one: a replica numbers
 the steps in which its decodes advanced (its *token steps*) and every request names the ranges of token
-steps it took part in, so inter-token latencies are exact and cost two integers per request.
+steps it took part in, so inter-token latencies are exact and cost two integers per request. Only where
+every request advances on its own, on nodes that hold some layers each, are the times of its tokens kept.
 """
 
 from __future__ import annotations
