@@ -183,10 +183,10 @@ def _sustained(task: tuple[Question, Design]) -> Simulated:
         found = sustained(
             bench.probe, 1, seeds, guess=guess, tolerance=question.tolerance, confidence=question.confidence
         )
+        # A short run of short requests ends before a queue shows; no load is carried faster than the steps allow.
+        most = highest_rate(bench.groups, roles, trace)
     except UserError as error:
         return Simulated.refused(error)
-    # A short run of short requests ends before a queue shows; no load is carried faster than the steps allow.
-    most = highest_rate(bench.groups, roles, trace)
     return Simulated(min(found.rate, most), min(found.low, most), min(found.high, most))
 
 
