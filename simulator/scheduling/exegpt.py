@@ -71,7 +71,9 @@ class ExeGpt(Policy):
                 self.due[state.lane] = state.token_steps + self.decode_steps
                 return step
             return DECODE if state.num_decodes else None  # nobody waits, or there is no room until somebody ends
-        return Step(decodes=True) if state.waiting else DECODE
+        # Without a free sequence nobody joins before somebody ends, and an arrival changes nothing (see ``arrive``).
+        free = len(state.running) - len(state.releasing) < self.max_num_seqs
+        return Step(decodes=True) if state.waiting and free else DECODE
 
     def encode(self, state: EngineState) -> Step:
         """The prompts of as many requests as the phase, the slots and the memory allow."""
