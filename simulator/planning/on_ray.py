@@ -45,7 +45,7 @@ class Ray:
         the cluster, or when a run's process dies again and again.
         """
         ray = _ray()
-        with self._connected(ray), redirect_stdout(sys.stderr):  # what Ray says is not our output
+        with redirect_stdout(sys.stderr), self._connected(ray):  # what Ray says is not our output
             yield from self._spread(ray, work, tasks, tick)
 
     @contextmanager
