@@ -102,20 +102,20 @@ def test_the_highest_rate_is_that_of_exhaustive_search(tmp_path: Path) -> None:
 
 def test_two_seeds_agree_within_the_stated_interval(tmp_path: Path) -> None:
     """Plans with no request in common: their answers differ by no more than the interval of the difference, as often
-    as 95 % says (of the 45 pairs of the seeds 0, 100, ... 900: 43)."""
+    as 95 % says: 42 of these 45 pairs, 185 of the 190 of twenty seeds."""
     space = "{engine.max_num_seqs: [32]}"
     answers = []
-    for seed in range(0, 500, 100):
+    for seed in range(0, 1000, 100):
         path = plan_file(tmp_path, find="highest-rate", more="", replications=4, seed=seed, space=space, requests=1000)
         found = solve(read_plan(path), pictures=False).best
         assert found is not None and found.sustained is not None
         answers.append(found.sustained)
-    assert len({found.by_seed for found in answers}) == 5
+    assert len({found.by_seed for found in answers}) == 10
     agree = [
         abs(one.rate - other.rate) <= math.hypot(one.high - one.rate, other.high - other.rate)
         for one, other in itertools.combinations(answers, 2)
     ]
-    assert sum(agree) >= 9 and len(agree) == 10
+    assert sum(agree) >= 41 and len(agree) == 45
     assert all(found.high - found.low < 0.5 * found.rate for found in answers)  # intervals that say something
 
 
