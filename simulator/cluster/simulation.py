@@ -315,7 +315,8 @@ class Simulation:
         )
         self._tiers.connect(index, slot, group, engine)
         if eager is not None and isinstance(engine, Engine):
-            engine.eager = eager or observer is not None
+            merges = group.lora is not None and group.lora.merge is not None  # who has ended counts in the choice
+            engine.eager = eager or merges or observer is not None
         seen = on_finish is not None if watched is None else watched
         self.replicas.append(Replica(index, group, self.clock, engine, self.columns.replica, watched=seen, place=slot))
         if self.clocks is not None:

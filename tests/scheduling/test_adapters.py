@@ -185,3 +185,14 @@ def test_requests_that_differ_are_never_merged() -> None:
         served([0, 1, 2, 0, 1, 2], replace(MERGED, load_s=0.0)),
         served([0, 1, 2, 0, 1, 2], replace(MERGED, load_s=0.0, merge=None)),
     )
+
+
+@pytest.mark.parametrize("pauses", [False, True])
+def test_an_adapter_left_alone_is_merged_in_spans_as_in_steps_on_replicas_that_nobody_watches(pauses: bool) -> None:
+    """Four in five must ask for it: it is merged once the other one has ended, which no other event marks."""
+    trace = with_adapters(Trace(np.zeros(4), np.full(4, 10), np.array([40, 40, 5, 5])), [0, 0, 1, 1])
+    args = EngineArgs(max_num_seqs=8, max_num_batched_tokens=512, enable_prefix_caching=False, async_scheduling=True)
+    lora = replace(SLOTS, merge=MergePlan(0.8, 2, 0.004, pauses=pauses))
+    plan = ClusterPlan((Group(args, LinearCost(0.01, 1e-4, 1e-5, 1e-6), 100, count=2, lora=lora),))
+    spans, steps = (Simulation(trace, plan, step_mode=mode).run() for mode in (False, True))
+    same_requests(spans, steps)
