@@ -8,7 +8,7 @@ from typing import Annotated
 from simulator.core.options import Range, read_options
 from simulator.kv.prefix import NO_HIT
 from simulator.scheduling.args import EngineArgs
-from simulator.scheduling.paging import may_join, waiting_queue
+from simulator.scheduling.paging import may_join, sequence_free, waiting_queue
 from simulator.scheduling.policy import CHUNKING, POLICIES, Policy
 from simulator.scheduling.request import Request
 from simulator.scheduling.reserving import longest_reservation
@@ -72,8 +72,7 @@ class ExeGpt(Policy):
                 return step
             return DECODE if state.num_decodes else None  # nobody waits, or there is no room until somebody ends
         # Without a free sequence nobody joins before somebody ends, and an arrival changes nothing (see ``arrive``).
-        free = len(state.running) - len(state.releasing) < self.max_num_seqs
-        return Step(decodes=True) if state.waiting and free else DECODE
+        return Step(decodes=True) if state.waiting and sequence_free(state, self.max_num_seqs) else DECODE
 
     def encode(self, state: EngineState) -> Step:
         """The prompts of as many requests as the phase, the slots and the memory allow."""

@@ -19,7 +19,12 @@ def waiting_queue(args: EngineArgs) -> Queue:
 def may_join(state: EngineState, request: Request, max_num_seqs: int) -> bool:
     """Whether a request that has just been queued might be admitted at the next step: behind a head that does not
     fit, or without a free sequence, it only waits."""
-    return state.waiting[0] is request and len(state.running) - len(state.releasing) < max_num_seqs
+    return state.waiting[0] is request and sequence_free(state, max_num_seqs)
+
+
+def sequence_free(state: EngineState, max_num_seqs: int) -> bool:
+    """Whether one more might run. Where not, an arrival does not end a span, and must not change its steps."""
+    return len(state.running) - len(state.releasing) < max_num_seqs
 
 
 def last_admitted(state: EngineState) -> Request | None:
@@ -93,11 +98,14 @@ def chunked_step(state: EngineState, budget: int, max_num_seqs: int, *, whole: b
         if not begun and not step.preempted:
             admit_chunks(state, step, budget, max_num_seqs, whole=whole, spare=spare)
         state.pool.give_back(ahead)  # taken again as the step is applied
-    return planned(state, step)
+    return planned(state, step, full=not sequence_free(state, max_num_seqs))
 
 
-def planned(state: EngineState, step: Step) -> Step | None:
-    """The step with the decoding batch in it; ``DECODE`` when there is nothing else, None when there is nothing."""
+def planned(state: EngineState, step: Step, *, full: bool = False) -> Step | None:
+    """The step with the decoding batch in it; ``DECODE`` when there is nothing else, None when there is nothing.
+
+    full: who waits has to wait until somebody ends, whatever else changes.
+    """
     step.decodes = state.num_decodes > 0
     if step.chunks or step.preempted:
         return step
@@ -105,4 +113,4 @@ def planned(state: EngineState, step: Step) -> Step | None:
         return None
     # A prompt that waits for blocks may get some as soon as a finished request is gone, and what a waiting one finds in
     # tiers, and so what it needs, changes with time: look again at every step.
-    return step if state.prefilling or (state.tiers is not None and state.waiting) else DECODE
+    return step if state.prefilling or (state.tiers is not None and state.waiting and not full) else DECODE

@@ -6,6 +6,7 @@ from simulator.core.options import NoOptions, read_options
 from simulator.kv.prefix import NO_HIT
 from simulator.native.attributes import mypyc_attr
 from simulator.scheduling.args import EngineArgs
+from simulator.scheduling.paging import sequence_free
 from simulator.scheduling.policy import POLICIES, Policy
 from simulator.scheduling.queues import PriorityQueue
 from simulator.scheduling.request import Request
@@ -80,7 +81,8 @@ class Vllm(Policy):
                 pool.take(ahead)
             self._admit(state, step, budget, threshold)
             pool.free += ahead  # taken again as the step is applied
-            if decodes and waiting and state.tiers is not None and not self.reserve_prompt:
+            looks = state.tiers is not None and not self.reserve_prompt
+            if looks and decodes and waiting and sequence_free(state, self.max_num_seqs):
                 return step  # what the head needs depends on what it finds in tiers, which changes with time
         if step.chunks:
             return step

@@ -114,6 +114,19 @@ def test_nothing_is_read_before_it_is_computed() -> None:
     assert one(at_once, tiers(POOL), blocks=100, count=2).run().requests.cached_tokens.tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("policy", ["vllm", "sarathi", "fastgen"])
+def test_who_waits_for_a_free_sequence_leaves_the_span_as_it_is(policy: str) -> None:
+    """To the last bit of a float: an arrival that finds none does not end the span, nor looks at every step of it."""
+    requests = replace(prompts([A, B], every_s=0.31), output_tokens=np.array([90, 2]))
+    full = policy != "vllm"
+    args = EngineArgs(
+        policy=policy, max_num_seqs=1, max_num_batched_tokens=512, enable_prefix_caching=True, async_scheduling=False,
+        scheduler_reserve_full_isl=full,
+    )  # fmt: skip
+    plan = ClusterPlan((Group(args, LINEAR, 70, tiers=tiers(DRAM)),), RouterPlan())
+    same(*(Simulation(requests, plan, step_mode=mode).run() for mode in (False, True)))
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
