@@ -45,7 +45,8 @@ def sentence(answer: Answer) -> str:
     carries = f"{per_second(best.sustained.rate)} ({interval(answer, best)})"
     if plan.find == "highest-rate":
         per = {"rate": "", "rate-per-usd": ", the most per dollar", "rate-per-gpu": ", the most per GPU"}[plan.by]
-        return f"{what} sustains {carries} within its SLO{per}; what gives first is {binding(best)}."
+        carry = "sustains" if what.startswith("1 ") else "sustain"
+        return f"{what} {carry} {carries} within its SLO{per}; what gives first is {binding(best)}."
     goal = "The cheapest way" if plan.find == "cheapest" else "The fewest GPUs"
     sure = "" if best.sustained.low >= (plan.rate or 0) else ", so that there is no sure headroom"
     return (
@@ -62,7 +63,7 @@ def _none(answer: Answer) -> str:
     example = next(outcome for outcome in answer.outcomes if outcome.pruned_by == most)
     return (
         f"Infeasible: none of the {len(answer.outcomes)} designs serves this within the SLO. Most often "
-        f"({reasons[most]}) it is the {most}: {example.design.label}: {example.reason}"
+        f"({reasons[most]}): {most}: {example.design.label}: {example.reason}"
     )
 
 
@@ -80,7 +81,9 @@ def next_sentence(answer: Answer) -> str:
     elif second.cost > 1.0005 * best.cost:
         by = f"{second.cost / best.cost - 1.0:.1%} more"
     else:
-        by = f"the same cost, but closer to its limits ({second.slack:.0%} of them used, against {best.slack:.0%})"
+        used = f"{second.slack:.0%}", f"{best.slack:.0%}"
+        closer = "as close" if used[0] == used[1] else "but closer"
+        by = f"the same cost, {closer} to its limits ({used[0]} of them used, against {used[1]})"
     carries = ""
     if second.sustained is not None:
         carries = f"; it sustains {per_second(second.sustained.rate)} ({interval(answer, second)})"
