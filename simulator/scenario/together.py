@@ -90,6 +90,7 @@ SHARED, LENDS = "GPUs that engines share", "KV memory that replicas lend"
 ELASTIC, SLICES = "an engine policy that regroups its GPUs", "an engine policy that answers in slices"
 KEEPS, RESERVES = "an engine policy that keeps KV between turns", "an engine policy that reserves memory at admission"
 PROMISES = "an engine policy that promises memory at admission"
+PADS = "an engine policy that pads its batches"
 PREDICTION = "admission that predicts TTFT"
 DISAGGREGATION, MIGRATION, LIFE = "disaggregation", "migration", "scaling and faults"
 COPIES, RESCUE = "copies of KV", "drains that migrate"
@@ -132,6 +133,7 @@ FEATURES: Mapping[str, Feature] = {
     KEEPS: Feature("engine.policy", lambda d: d.policy.keeps),
     RESERVES: Feature("engine.policy", lambda d: not d.policy.grows),
     PROMISES: Feature("engine.policy", lambda d: d.policy.promises),
+    PADS: Feature("engine.policy", lambda d: d.policy.pads),
     PREDICTION: Feature(
         "cluster.admission.reject_predicted_miss",
         lambda d: d.cluster.admission is not None and d.cluster.admission.reject_predicted_miss,
@@ -183,6 +185,7 @@ APART: tuple[tuple[str, tuple[str, ...]], ...] = (
     (CLOCKS, (PIPELINE, DATA_RANKS, EPLB, SHARED, LENDS, ELASTIC, SPECULATION)),
     (NODES, (LOCKED, CLOCKS, SHARED, LENDS, PREDICTION, *_ACTS)),
     (SLICES, _ACTS),
+    (PADS, (LIFE,)),
     (MIGRATION, (DISAGGREGATION, RESERVES, PROMISES)),
     (COPIES, (DISAGGREGATION, MIGRATION, RESERVES, PROMISES)),
     (RESCUE, (RESERVES, PROMISES)),

@@ -58,6 +58,9 @@ class Policy:
     promises: ClassVar[bool] = False
     """Whether admission counts on memory as if no blocks were held for requests on their way here."""
 
+    pads: ClassVar[bool] = False
+    """Whether requests stay in its batches after their last token, until others end."""
+
     holds: ClassVar[bool] = False
     """Whether it asks the state how many blocks a request holds (``blocks_of``), which KV compression may change."""
 

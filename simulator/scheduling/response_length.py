@@ -69,6 +69,7 @@ class ResponseLength(Policy):
     """
 
     grows = False
+    pads = True
     prefix_caching = None
     unused = CHUNKING | {"scheduling_policy"}
 

@@ -34,6 +34,7 @@ class Static(Policy):
 
     pipelines = True
     grows = False
+    pads = True
     holds = True
     prefix_caching = None
     unused = CHUNKING

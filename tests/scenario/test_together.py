@@ -85,6 +85,7 @@ ASKED: dict[str, dict[str, Any]] = {
     features.KEEPS: {"engine": {"policy": "infercept", "options": {"interception": "preserve"}}},
     features.RESERVES: {"engine": {"policy": "orca"}},
     features.PROMISES: {"engine": {"policy": "sglang"}},
+    features.PADS: {"engine": {"policy": "static"}},
     features.PREDICTION: {"cluster": {"admission": {"reject_predicted_miss": True, "ttft_s": 1.0}}},
     features.DISAGGREGATION: {"cluster": TWO},
     features.MIGRATION: {"cluster": {"replicas": 2, "migration": {}}},
