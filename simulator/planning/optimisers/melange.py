@@ -255,8 +255,9 @@ def solve_mix(buckets: Sequence[Bucket], prices: Floats, rate: float) -> tuple[I
     )
     if found.x is None:
         raise UserError("the integer program has no solution.", remedy="Check that every bucket can be served.")
-    shares = np.clip(found.x[: rows * types].reshape(rows, types), 0.0, 1.0)
-    return np.rint(found.x[rows * types :]).astype(np.int64), shares / shares.sum(axis=1, keepdims=True)
+    counts = np.rint(found.x[rows * types :]).astype(np.int64)
+    shares = np.where(counts > 0, np.clip(found.x[: rows * types].reshape(rows, types), 0.0, 1.0), 0.0)  # but for 1e-15
+    return counts, shares / shares.sum(axis=1, keepdims=True)
 
 
 def _single(scenario: Scenario, hardware: HardwareSpec) -> Scenario:

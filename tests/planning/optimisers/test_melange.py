@@ -56,6 +56,16 @@ def test_the_program_rents_what_trying_everything_rents(rate: float) -> None:
     assert believed(buckets, Fleet(counts, shares), rate) >= rate * (1 - 1e-6)
 
 
+def test_types_that_are_not_rented_get_nothing_not_even_a_rounding_error() -> None:
+    """The solver leaves shares of 1e-15, for which a fleet without that type would be believed to carry nothing."""
+    for seed in range(30, 40):
+        rng = np.random.default_rng(seed)
+        buckets = [bucket(0.125, *rates) for rates in rng.uniform(0.1, 20.0, (8, 4)).tolist()]
+        counts, shares = solve_mix(buckets, rng.uniform(0.3, 5.0, 4), 50.0)
+        assert not shares[:, counts == 0].any()
+        assert believed(buckets, Fleet(counts, shares), 50.0) >= 50.0 * (1 - 1e-6)
+
+
 def test_a_type_that_cannot_serve_a_bucket_gets_none_of_it() -> None:
     counts, shares = solve_mix([bucket(0.5, 10.0, 10.0), bucket(0.5, 0.0, 10.0)], np.array([0.1, 9.0]), 20.0)
     assert shares[1].tolist() == [0.0, 1.0] and counts.tolist() == [1, 1]
