@@ -15,17 +15,21 @@ def check(
     settings: Settings = None,
     show: Annotated[bool, typer.Option("--show", help="Print the scenario with every default filled in.")] = False,
 ) -> None:
-    """Validate a scenario without running it: fields, names, and whether the model fits."""
+    """Validate a scenario without running it: fields, names, its trace, and whether the model fits."""
     from simulator.scenario.build import build_cluster, build_groups
-    from simulator.scenario.load import anchored, located, to_yaml
-    from simulator.scenario.run import resolved
+    from simulator.scenario.load import anchored, at, located, to_yaml
+    from simulator.scenario.run import resolved, simulation
     from simulator.scenario.source import override, read_source
+    from simulator.scenario.trace import make_trace
 
     source = override(read_source(scenario), settings or [])
     experiment = anchored(source)
     with located(source):
         groups = build_groups(experiment)
-        build_cluster(experiment, groups)
+        cluster = build_cluster(experiment, groups)
+        trace = make_trace(experiment.workload, experiment.seed)
+        with at("workload"):
+            simulation(experiment, cluster, trace)  # what routers and tiers refuse shows when they meet the trace
     if show:
         print(to_yaml(resolved(experiment, groups)), end="")
         return

@@ -30,7 +30,7 @@ def sweep(
     """Run every combination of fields, in processes or on a Ray cluster. Rows are kept as they finish; an interrupted
     sweep goes on, wherever it ran.
 
-    Combinations that cannot be built are rows that say why.
+    Combinations that cannot be built are rows that say why; exit code 2 when none can.
     """
     from simulator.cli.progress import SweepProgress
     from simulator.planning.on_ray import executor
@@ -47,14 +47,15 @@ def sweep(
     except KeyboardInterrupt:
         err().print(f"interrupted: finished runs are kept in {folder}; the same command goes on from there.")
         raise typer.Exit(130) from None
+    bad = sum(row["status"] != "ok" for row in rows)
     if as_json:
         print_json(rows)
-        return
+        raise typer.Exit(2 if rows and bad == len(rows) else 0)
     _print(rows)
-    bad = sum(row["status"] != "ok" for row in rows)
     console = out()
     console.print(f"\n{len(rows)} runs" + (f", {bad} of them invalid" if bad else "") + ".", markup=False)
     console.print(f"Results: {folder / 'results.csv'}, {folder / 'results.parquet'}", markup=False, soft_wrap=True)
+    raise typer.Exit(2 if rows and bad == len(rows) else 0)
 
 
 SHOWN = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from math import inf
 from typing import TypedDict, Unpack
@@ -38,6 +38,7 @@ from simulator.cluster.tiers import Tiers
 from simulator.cluster.transfers import Moved, Turnstile, joined
 from simulator.cluster.watch import Door, Fixed, Mortal
 from simulator.cluster.ways import Direct
+from simulator.core.errors import PolicyError
 from simulator.core.random import streams
 from simulator.cost.interface import StepCost
 from simulator.replica.engine import Engine, Observer
@@ -195,7 +196,7 @@ class Simulation:
         self.around = around = self._surroundings()
         decode_router = self._decode_router(around)
         also = Needs.NOTHING if decode_router is None else decode_router.needs
-        router = ROUTERS.get(cluster.router.policy)(around, cluster.router.options)
+        router = _router(cluster.router.policy, around, cluster.router.options, "cluster.router")
         gate = None
         if cluster.admission is not None:
             gate = Gate(cluster.admission, self.trace, around.fleet, around.predict)
@@ -336,7 +337,7 @@ class Simulation:
             return None
         asked = self.cluster.disaggregation.decode_router
         rng = streams(self._options.get("seed", 0)).stream("decode-router")
-        return ROUTERS.get(asked.policy)(replace(around, rng=rng), asked.options)
+        return _router(asked.policy, replace(around, rng=rng), asked.options, "cluster.disaggregation.decode_router")
 
     def _movers(
         self,
@@ -413,6 +414,15 @@ def simulate(
 ) -> SimulationRecords:
     """Serve ``trace`` on one replica: see ``Group`` for the engine's arguments, ``Options`` for the others."""
     return Simulation(trace, single(args, cost, num_gpu_blocks, max_model_len=max_model_len), **options).run()
+
+
+def _router(name: str, around: Surroundings, options: Mapping[str, bool | int | float | str], field: str) -> Router:
+    """Raises PolicyError whose ``where`` names the field. field: of the router, in a scenario."""
+    policy = ROUTERS.get(name)
+    try:
+        return policy(around, options)
+    except PolicyError as error:
+        raise PolicyError(error.message, where=error.where or f"{field}.options", remedy=error.remedy) from None
 
 
 def places(cluster: ClusterPlan) -> list[int]:

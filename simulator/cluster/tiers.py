@@ -81,10 +81,12 @@ class Tiers:
         plans = [group.tiers for group in self._groups if group.tiers is not None]
         if not any(not tier.shared for plan in plans for tier in plan.tiers):
             message = f"router {router.policy!r} weighs KV tiers of the replicas, and there are none but shared ones."
-            raise PolicyError(message, remedy="Leave tier_weight out, or give engine.kv_tiers one that is not shared.")
+            remedy = "Leave tier_weight out, or give engine.kv_tiers one that is not shared."
+            raise PolicyError(message, where="cluster.router.options", remedy=remedy)
         if any(plan.match == "chunks" for plan in plans):
             message = f"router {router.policy!r} looks for prefixes in tiers that hold chunks."
-            raise PolicyError(message, remedy="Leave tier_weight out, or use kv_tier_match: prefix.")
+            remedy = "Leave tier_weight out, or use kv_tier_match: prefix."
+            raise PolicyError(message, where="cluster.router.options", remedy=remedy)
         if router.metrics_interval_s > 0:
             message = f"router {router.policy!r} is shown tiers as they are when it routes, and caches as they were."
             raise PolicyError(message, where="cluster.router.metrics_interval_s", remedy="Set it to 0.")

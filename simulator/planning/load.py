@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from simulator.planning.spec import Plan, plan_adapter
 from simulator.scenario.config import Scenario
 from simulator.scenario.load import anchored
 from simulator.scenario.source import Source, Value, override, read_source
+from simulator.scenario.validate import data_path, explain
 
 
 @dataclass(frozen=True)
@@ -91,21 +93,50 @@ def read_plan(path: str | Path) -> PlanFile:
         raise located(error, source, (*Plan.__dataclass_fields__, "optimiser")) from None
     file = Path(path)
     base = base_of(plan, source)
-    _check(base, plan)
+    with _in_space(plan, source):
+        _check(base, plan)
     return PlanFile(plan.name or file.stem, file, plan, _designs(plan, base))
+
+
+_UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
+
+
+@contextmanager
+def _in_space(plan: Plan, source: Source) -> Iterator[None]:
+    """A UserError about a value that ``_put`` has put in its place gets the line of the space that it comes from."""
+    try:
+        yield
+    except UserError as error:
+        for path in plan.space:
+            mark, there = f"--set {path}=null", error.where or ""
+            if there.startswith(mark):
+                rest = there.removeprefix(mark).removeprefix(f": {path}")
+                where = f"{source.where(('space', path))}{rest}"
+                raise ScenarioError(error.message, where=where, remedy=error.remedy) from None
+        raise
 
 
 def located(
     error: ValidationError, source: Source, fields: Iterable[str], root: tuple[str | int, ...] = ()
 ) -> ScenarioError:
     """The first mistake, with its place in the file. fields: valid names, for a field that is unknown."""
-    details = error.errors(include_url=False)[0]
-    path = (*root, *(part for part in details["loc"] if isinstance(part, int | str)))
-    if details["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    found = error.errors(include_url=False)
+    details = next((one for one in found if one["type"] in _UNKNOWN), found[0])  # its name explains what is missing
+    kind, here = details["type"], source.data
+    for part in root:
+        here = here[str(part)]  # type: ignore[assignment]
+    unknown = kind in _UNKNOWN
+    path = (*root, *data_path(details["loc"], here, whole=unknown or kind == "missing"))
+    if unknown:
+        deeper = len(path) > len(root) + 1  # of ``api_price``
         remedy = suggestion(str(path[-1]), fields, noun="fields of a plan" if not root else "options")
+        remedy = "See docs/planning.md." if deeper else remedy
         return ScenarioError(f"unknown field {path[-1]!r}.", where=source.where(path), remedy=remedy)
-    message = str(details.get("ctx", {}).get("error", details["msg"])).rstrip(".")
-    return ScenarioError(f"{message}.", where=source.where(path))
+    if kind == "missing":
+        message = f"the field {path[-1]!r} is missing."
+        return ScenarioError(message, where=source.where(path[:-1]), remedy="Add it.")
+    message, help_ = explain(details)
+    return ScenarioError(message, where=source.where(path), remedy=help_)
 
 
 class Asked(Protocol):

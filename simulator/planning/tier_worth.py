@@ -58,7 +58,7 @@ def tier_worth(scenario: Scenario, tell: Callable[[str], None] = lambda _: None)
     for count in range(len(tiers) + 1):
         name = tiers[count - 1].name if count else "none"
         tell(name)
-        result = run(replace(scenario, engine=_with(scenario.engine, count)), trace=trace)
+        result = run(_seen(replace(scenario, engine=_with(scenario.engine, count))), trace=trace)
         gpus = sum(group.num_gpus * group.replicas for group in result.groups)
         replicas = sum(group.replicas for group in result.groups)
         price = usd_per_hour(result.groups)
@@ -73,6 +73,15 @@ def _with(engine: EngineSpec, count: int) -> EngineSpec:
         return replace(engine, kv_tiers=(), kv_tier_load="layerwise", kv_tier_prefetch=0)
     looks = count > 1 or engine.kv_tiers[0].eviction == "lru"
     return replace(engine, kv_tiers=engine.kv_tiers[:count], kv_tier_prefetch=engine.kv_tier_prefetch if looks else 0)
+
+
+def _seen(scenario: Scenario) -> Scenario:
+    """A router that weighs replicas' own tiers is the same without the weight where there are none."""
+    router = scenario.cluster.router
+    if any(not tier.shared for tier in scenario.engine.kv_tiers) or "tier_weight" not in router.options:
+        return scenario
+    options = {name: value for name, value in router.options.items() if name != "tier_weight"}
+    return replace(scenario, cluster=replace(scenario.cluster, router=replace(router, options=options)))
 
 
 def _worth(name: str, summary: Summary, gpus_per_replica: float, monthly: float | None, before: list[Worth]) -> Worth:

@@ -144,12 +144,11 @@ def _field(field: str, where: str | None) -> str:
     section, _, rest = (where or "").partition(".")
     if rest.partition(".")[0] in getattr(SECTIONS.get(section), "__dataclass_fields__", ()):
         return str(where)
+    if where in (None, field.rpartition(".")[2]):
+        return field
     for section, spec in (("engine", EngineSpec), ("model", ModelSpec), ("hardware", HardwareSpec)):
         if where in spec.__dataclass_fields__ and section != field.partition(".")[0]:
             return f"{section}.{where}"
-    last = field.rpartition(".")[2]
-    if where in (None, last):
-        return field
     return f"{field}.{where}" if field == "model" and where in ModelSpec.__dataclass_fields__ else f"{field}: {where}"
 
 

@@ -61,9 +61,10 @@ def build_nodes(scenario: Scenario, placement: PlacementSpec, args: EngineArgs, 
     memories: list[MemoryPlan] = []
     prices: list[float | None] = []
     for index, node in enumerate(placement.nodes):
+        with at(f"engine.placement.nodes.{index}.gpu"):
+            card = _card(scenario, node)
         with at(f"engine.placement.nodes.{index}"):
             one, memory = build_node(scenario, placement, node, args, served)
-            card = _card(scenario, node)
         built += [one] * node.count
         memories += [memory] * node.count
         given = scenario.hardware.price_per_gpu_hour

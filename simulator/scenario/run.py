@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from simulator import __version__
+from simulator.cluster.plan import ClusterPlan
 from simulator.cluster.simulation import Simulation
 from simulator.cost.calibration import describe
 from simulator.cost.finetuning import job_of
@@ -50,17 +51,8 @@ def run(
     groups = build_groups(scenario) if groups is None else tuple(groups)
     setup, cluster = groups[0], build_cluster(scenario, groups)
     trace = make_trace(scenario.workload, scenario.seed) if trace is None else trace
-    loop = scenario.workload.closed_loop
     with at("workload"):
-        records = Simulation(
-            trace,
-            cluster,
-            closed_loop_users=loop.users if loop else None,
-            horizon_s=scenario.run.horizon_s,
-            step_mode=scenario.run.mode == "step",
-            seed=scenario.seed,
-            progress=progress,
-        ).run()
+        records = simulation(scenario, cluster, trace, progress).run()
     simulated = time.perf_counter(), time.process_time()
     energy = None if any(group.nodes for group in groups) else energy_plan(scenario, groups)  # of unlike GPUs: unknown
     analysis = analyse(records, setup.slo)
@@ -86,6 +78,20 @@ def run(
     }
     provenance = {**_provenance(scenario, groups, trace), "run_time": run_time}
     return Result(scenario, groups, cluster, trace, records, analysis, summary, provenance)
+
+
+def simulation(scenario: Scenario, cluster: ClusterPlan, trace: Trace, progress: Progress | None = None) -> Simulation:
+    """A scenario's simulation, ready to run. Raises UserErrors where its parts do not fit together."""
+    loop = scenario.workload.closed_loop
+    return Simulation(
+        trace,
+        cluster,
+        closed_loop_users=loop.users if loop else None,
+        horizon_s=scenario.run.horizon_s,
+        step_mode=scenario.run.mode == "step",
+        seed=scenario.seed,
+        progress=progress,
+    )
 
 
 def _provenance(scenario: Scenario, groups: Sequence[Setup], trace: Trace) -> dict[str, Any]:

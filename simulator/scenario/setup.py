@@ -234,6 +234,10 @@ def build_tiers(engine: EngineSpec, args: EngineArgs, served: Model, memory: Mem
         raise ScenarioError(
             "tiers keep what the prefix cache forgets, and it is off.", where="engine.kv_tiers", remedy=remedy
         )
+    for index, tier in enumerate(engine.kv_tiers):
+        if any(tier.name == before.name for before in engine.kv_tiers[:index]):
+            where, remedy = f"engine.kv_tiers.{index}.name", "Give each tier a name of its own."
+            raise ScenarioError(f"two tiers are called {tier.name!r}.", where=where, remedy=remedy)
     ranks = engine.tensor_parallel_size
     plans = tuple(
         TierPlan(

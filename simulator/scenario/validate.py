@@ -53,22 +53,24 @@ def _line(problem: ScenarioError) -> tuple[bool, int]:
 
 
 def _problem(source: Source, details: ErrorDetails) -> ScenarioError:
-    kind, value = details["type"], details["input"]
-    path = _data_path(details["loc"], source.data, whole=kind in _ABOUT_A_NAME)
+    kind = details["type"]
+    path = data_path(details["loc"], source.data, whole=kind in _ABOUT_A_NAME)
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
         return _unknown_field(source, path)
     if kind == "missing":
         parent, name = path[:-1], str(path[-1])
         remedy = _describe(path, source)
         return ScenarioError(f"the field {name!r} is missing.", where=source.where(parent), remedy=remedy)
-    message, remedy = _explain(kind, value, details)
+    message, remedy = explain(details)
     return ScenarioError(message, where=source.where(path), remedy=remedy)
 
 
 _ABOUT_A_NAME = ("unexpected_keyword_argument", "extra_forbidden", "missing")
 
 
-def _explain(kind: str, value: object, details: ErrorDetails) -> tuple[str, str | None]:
+def explain(details: ErrorDetails) -> tuple[str, str | None]:
+    """What is wrong with a value, and what would put it right, in words of ours."""
+    kind, value = details["type"], details["input"]
     ctx: Mapping[str, Any] = details.get("ctx", {})
     shown = _show(value)
     if kind in _WANTED:
@@ -86,6 +88,8 @@ def _explain(kind: str, value: object, details: ErrorDetails) -> tuple[str, str 
         return f"the field {ctx['discriminator']} is missing.", None
     if kind == "value_error":
         return str(ctx.get("error", details["msg"])), None
+    if kind == "too_short":
+        return "is empty.", f"Give at least {ctx['min_length']}."
     for limit, words in _LIMITS.items():
         if limit in ctx:
             return f"{shown} is out of range: it must be {words} {ctx[limit]}.", None
@@ -119,6 +123,8 @@ def _unquote(kind: str, value: object) -> str | None:
         return "Write it without quotes."
     if kind == "string_type" and isinstance(value, bool | int | float):
         return f'Write it in quotes: "{value}".'
+    if kind in ("list_type", "tuple_type") and isinstance(value, str | int | float):
+        return f"Write it as one: [{value}]."
     return None
 
 
@@ -133,7 +139,7 @@ def _show(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _data_path(loc: tuple[int | str, ...], data: Value, *, whole: bool) -> Path_:
+def data_path(loc: tuple[int | str, ...], data: Value, *, whole: bool) -> Path_:
     """Pydantic's location without the parts that name union members, which the file does not hold.
 
     whole: the last part is a field's name, present in the file or not.

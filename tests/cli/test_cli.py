@@ -167,6 +167,12 @@ class TestErrors:
         scenario.write_text(TEXT.replace("H100-SXM", "H1000"))
         assert "demo.yaml:3: hardware.gpu: unknown GPU" in refused("check", scenario)
 
+    def test_check_refuses_what_a_run_refuses_before_it_begins(self, scenario: Path) -> None:
+        two = ["--set", "cluster={replicas: 2, router: {policy: power-of-two, options: {choice: 3}}}"]
+        assert "cluster.router.options: router 'power-of-two': unknown option 'choice'" in refused("check", scenario, *two)
+        lost = ["--set", "workload={trace: no-such.jsonl}"]
+        assert "workload.trace: no-such.jsonl: no such trace file" in refused("check", scenario, *lost)
+
     def test_markup_in_a_message_is_text(self, scenario: Path) -> None:
         assert "'[bold]'" in refused("check", scenario, "--set", "hardware='[bold]'")
 

@@ -152,5 +152,7 @@ def test_the_command(scenario: Path, tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 0, shown.stderr
     assert "2 runs, 1 of them invalid." in shown.stdout
+    none = CliRunner().invoke(app, ["sweep", str(scenario), "--set", "engine.max_num_seq=4,8", "--out", str(out)])
+    assert none.exit_code == 2 and "2 runs, 2 of them invalid." in none.stdout
     missing = CliRunner().invoke(app, ["sweep", str(tmp_path / "none.yaml"), "--out", str(out)])
     assert missing.exit_code == 2

@@ -65,6 +65,23 @@ def test_the_command_prints_the_table(scenario: Path, capsys: pytest.CaptureFixt
     assert "Each tier added to those before it" in capsys.readouterr().out
 
 
+def test_a_router_that_weighs_tiers_does_without_where_there_are_none(tmp_path: Path) -> None:
+    text = RAG.replace("  kv_tier_match: chunks\n", "").replace("100GB", "100GB, shared: true")
+    router = "{policy: prefix-aware, metrics_interval_s: 0%s}"
+    weighs = tmp_path / "weighs.yaml"
+    weighs.write_text(f"{text}cluster: {{replicas: 2, router: {router % ', options: {tier_weight: 0.8}'}}}\n")
+    plain = tmp_path / "plain.yaml"
+    plain.write_text(f"{text}cluster: {{replicas: 2, router: {router % ''}}}\n")
+    with_weight, without = tier_worth(load(weighs)), tier_worth(load(plain))
+    assert with_weight[0] == without[0] and len(with_weight) == 3
+
+
+def test_tiers_of_one_name_are_refused(scenario: Path) -> None:
+    scenario.write_text(RAG.replace("name: ssd", "name: dram"))
+    with pytest.raises(ScenarioError, match="two tiers are called 'dram'"):
+        run(load(scenario))
+
+
 def test_the_page_says_what_was_saved(scenario: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["tiers", str(scenario), "--out", str(tmp_path / "out"), "--json"])
