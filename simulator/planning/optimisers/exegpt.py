@@ -288,9 +288,11 @@ def _served(task: tuple[Question, Design]) -> Simulated:
         found = run(design.scenario, seed, trace=design.requests)
         latency = found.analysis.latency
         taken = latency.e2e - latency.queue
-        earlier, later = np.nanpercentile(found.records.requests.finish, (25, 75))
+        finish = found.records.requests.finish
+        ended = finish[np.isfinite(finish)]  # who was rejected is not served
+        earlier, later = np.percentile(ended, (25, 75)) if len(ended) else (0.0, math.inf)
         return {
-            "request_per_s": len(taken) / 2.0 / max(later - earlier, 1e-12),
+            "request_per_s": float(len(ended) / 2.0 / max(later - earlier, 1e-12)),
             "latency_s": float(np.nanpercentile(taken, 99)) if np.isfinite(taken).any() else None,
         }
 

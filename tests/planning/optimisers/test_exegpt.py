@@ -6,14 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import simulator
 from simulator.planning.optimisers.answer import Optimised
 from simulator.planning.optimisers.branch import best_within
-from simulator.planning.optimisers.exegpt import Lengths, Prices
+from simulator.planning.optimisers.exegpt import Lengths, Prices, _served
+from simulator.planning.optimisers.optimiser import Design, Question
 from simulator.planning.runs import WORKSHOP
+from simulator.scenario import load
 from traces.trace import Trace
 
 PLAN = """
@@ -87,3 +90,16 @@ def test_lengths_are_those_of_the_load() -> None:
     assert lengths.survive.tolist() == [0.75, 0.75, 0.25, 0.25] and (lengths.prompt, lengths.last) == (20, 4)
     contexts = [11, 12, 31, 32, 31, 32, 33, 34]  # of every decoding iteration, its own token included
     assert lengths.context == pytest.approx(np.mean(contexts))
+
+
+def test_who_is_rejected_is_not_served(tmp_path: Path) -> None:
+    """Three in four prompts are longer than the model takes: what is left is served no faster for it."""
+    path = tmp_path / "scenario.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(PLAN.format(bound=1, strategies="[rra]", top=1))["scenario"]))
+    scenario = load(path)
+    prompts = np.where(np.arange(256) % 4, 500, 128)
+    every = Trace(np.zeros(256), prompts, np.full(256, 20))
+    fitting = every.select(np.flatnonzero(prompts == 128))
+    asked_of = Question(scenario, (0,))
+    rates = [_served((asked_of, Design(scenario, one))).value for one in (every, fitting)]
+    assert rates[0] == pytest.approx(rates[1])
