@@ -8,11 +8,11 @@ from simulator.kv.prefix import BlockTable
 from simulator.replica.engine import Engine
 from simulator.replica.nodes import NodesEngine
 from simulator.replica.pipeline import PipelineEngine
-from simulator.replica.steps import record_moves, release_ended
+from simulator.replica.steps import record_gone, record_moves, release_ended
 from simulator.scheduling.request import Request
 from simulator.scheduling.step import Step
 
-AnyEngine = Engine | PipelineEngine | NodesEngine  # where something moves, the last is refused (``check_ranks``)
+AnyEngine = Engine | PipelineEngine | NodesEngine  # where something moves, the last is refused
 
 
 def elsewhere(request: Request, *, computed: int = 0) -> Request:
@@ -62,6 +62,7 @@ def evacuate(engine: AnyEngine) -> list[Request]:
     while state.swapped:
         request = state.swapped.popleft()
         request.target = request.computed + 1
+        record_gone(request, engine.recorder)
         gone.append(request)
     if state.asides is not None:
         gone.extend(state.asides.recall())

@@ -142,5 +142,11 @@ def _pause(state: EngineState, request: Request, recorder: Recorder, last_token_
         recorder.range_start[request.row] = last_token_time
 
 
+def record_gone(request: Request, recorder: Recorder) -> None:
+    """A request that sits out goes on elsewhere: the token that it has is a range of its own, if it is in none yet."""
+    row, step = request.row, request.first_token_step
+    recorder.extra_ranges.append((row, step, step, recorder.range_start[row], recorder.replica))
+
+
 def _order(request: Request) -> int:
     return request.order

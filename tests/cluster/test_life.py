@@ -23,6 +23,7 @@ from simulator.metrics.token_times import tokens_made
 from simulator.replica.records import SimulationRecords, Status
 from simulator.routing import ROUTERS
 from simulator.scaling import Scaler, View
+from simulator.scheduling import EngineArgs, resolve
 from tests.cluster.test_many_replicas import ARGS, LINEAR, same, trace
 from tests.scheduling.invariants import clock_never_runs_back, nobody_is_left
 from traces.trace import Trace
@@ -134,6 +135,34 @@ def test_every_request_ends_once_whatever_fails_when(
     same(*runs)
     assert runs[0].replicas == runs[1].replicas
     assert runs[0].attempts == runs[1].attempts
+
+
+@pytest.mark.parametrize(
+    ("policy", "options"),
+    [
+        ("srpt", {"predictor": "log-normal"}),
+        ("ltr", {"starvation_steps": 9}),
+        ("vllm-v0", {"preemption": "swap", "kv_bytes_per_token": 1 << 17}),
+    ],
+)
+def test_who_gave_way_on_a_replica_that_fails_keeps_the_tokens_it_has_sent(
+    policy: str, options: dict[str, object]
+) -> None:
+    """The first one too, where that is all it has made."""
+    fault = FaultPlan("failures", {"mtbf_s": 0.4, "mttr_s": 0.3}, detection_s=0.1, max_attempts=9)
+    args = resolve(
+        EngineArgs(policy=policy, options=options, max_num_seqs=4, max_num_batched_tokens=512, max_model_len=600)
+    )
+    cluster = plan(GroupLife(1, 2, 1), faults=(fault,))
+    cluster = replace(cluster, groups=(replace(cluster.groups[0], args=args, num_gpu_blocks=70),))
+    for seed in range(12):
+        requests = trace(40, 60.0, seed=seed)
+        runs = []
+        for step_mode in (False, True):
+            built = Simulation(requests, cluster, step_mode=step_mode, seed=seed)
+            runs.append(built.run())
+            check(runs[-1], requests, built)
+        same(*runs)
 
 
 def steady(n: int = 200, rate: float = 10.0, *, prompt: int = 64, output: int = 20) -> Trace:
