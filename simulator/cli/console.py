@@ -17,14 +17,14 @@ PIPE_WIDTH = 160
 
 def out() -> Console:
     """Standard output. A new console each time, so that redirected output (and tests) see theirs."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=max(PIPE_WIDTH, console.width))
+        console = Console(highlight=False, emoji=False, width=max(PIPE_WIDTH, console.width))
     return console
 
 
 def err() -> Console:
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, emoji=False)
 
 
 def print_error(error: UserError) -> None:

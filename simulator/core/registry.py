@@ -84,6 +84,9 @@ def _load(kind: str, name: str) -> object:
             f"{kind} {name!r}: cannot import {module_name!r} ({error}).",
             remedy="Give an importable module: installed, or in a folder on PYTHONPATH.",
         ) from error
+    except SyntaxError as error:
+        message = f"{kind} {name!r}: {error.filename}, line {error.lineno}: {error.msg}."
+        raise PolicyError(message, remedy="Correct that file.") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             public = [entry for entry in dir(found) if not entry.startswith("_")]

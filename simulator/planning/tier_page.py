@@ -66,8 +66,8 @@ def _sentence(before: Worth, row: Worth) -> str:
 def _ttft(found: Sequence[Worth]) -> str:
     size = np.cumsum([row.capacity_gb for row in found])
     mean, p90 = np.array([row.mean_ttft_s for row in found]), np.array([row.p90_ttft_s for row in found])
-    names = ["no tiers", *(row.tiers for row in found[1:])]
-    dots = tuple((float(x), float(y), name) for x, y, name in zip(size, p90, names, strict=True))
+    names = ["", *(row.tiers for row in found[1:])]  # nothing needs no name: at 0 GB
+    dots = tuple((float(x), float(y), name) for x, y, name in zip(size, mean, names, strict=True))
     return line_chart(
         [Series("mean", size, mean, 1), Series("p90", size, p90, 2)],
         x_label="GB of all tiers so far",

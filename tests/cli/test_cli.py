@@ -175,6 +175,7 @@ class TestErrors:
 
     def test_markup_in_a_message_is_text(self, scenario: Path) -> None:
         assert "'[bold]'" in refused("check", scenario, "--set", "hardware='[bold]'")
+        assert "'mine:B: x'" in refused("check", scenario, "--set", "hardware='mine:B: x'")  # no emoji
 
     @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.data())

@@ -142,6 +142,12 @@ class TestRegistry:
         with pytest.raises(PolicyError, match=message):
             self.registry().get(name)
 
+    def test_a_file_with_a_slip_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "slipped.py").write_text("x = 1\ny = = 2\n", encoding="utf-8")
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(PolicyError, match=r"slipped\.py, line 2: invalid syntax"):
+            self.registry().get("slipped:X")
+
     def test_a_name_is_taken_once(self) -> None:
         found = self.registry()
         with pytest.raises(ValueError, match="twice"):

@@ -295,7 +295,7 @@ def test_unknown_names_suggest_the_nearest(write, tmp_path):
         read_trace(write("m.jsonl", lines(MOONCAKE)), block_token=16)
     with pytest.raises(TraceError, match="no such trace file"):
         read_trace(tmp_path / "absent.csv")
-    with pytest.raises(TraceError, match="cannot be read"):
+    with pytest.raises(TraceError, match="is a folder, not a trace file"):
         read_trace(tmp_path)
     with pytest.raises(TraceError, match="no column 'GeneratedTokens'"):
         read_trace(write("a.csv", "TIMESTAMP,ContextTokens\n1,2\n"), "azure")

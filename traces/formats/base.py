@@ -76,6 +76,8 @@ def open_source(path: str | Path, *, strict: bool = False) -> Source:
     except FileNotFoundError:
         remedy = "Check the path; in a scenario it is relative to the scenario's file."
         raise TraceError("no such trace file", where=str(path), remedy=remedy) from None
+    except IsADirectoryError:
+        raise TraceError("is a folder, not a trace file", where=str(path), remedy="Name the file in it.") from None
     except (OSError, EOFError, zlib.error) as error:
         raise TraceError(f"cannot be read: {error}", where=str(path)) from error
     if data.startswith(LFS_POINTER):
