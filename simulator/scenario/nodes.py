@@ -174,6 +174,12 @@ def _plan(placement: PlacementSpec, nodes: Sequence[Node], served: Model) -> Nod
     rates = [tokens_per_s(node, load, around) for node in nodes]
     activation = float(served.hidden_size * nodes[0].cost.placed.dtype_bytes)
     flow = max_flow(nodes, rates, wires, activation, served.num_layers)
+    if not flow.tokens_per_s:
+        raise ScenarioError(
+            "the links between the nodes carry less than a thousandth of a token per second.",
+            where="bandwidth" if placement.region_bandwidth is None else "region_bandwidth",
+            remedy="Give bytes per second.",
+        )
     routes: Callable[[], Routes]
     if placement.routing == "flow":
         routes = partial(FlowRoutes, nodes, ways, served.num_layers, flow.edges)

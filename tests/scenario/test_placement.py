@@ -117,3 +117,10 @@ def test_gpus_of_a_node_share_its_layers(path: Path) -> None:
     assert setup.num_gpus == 3
     assert first.kv_slots > second.kv_slots
     assert first.cost.tokens_s(512, 0) < second.cost.tokens_s(512, 0)
+
+
+def test_links_that_carry_nothing_are_refused(path: Path) -> None:
+    nodes = "[{layers: [0, 16]}, {gpu: L4, layers: [16, 32], region: far}]"
+    far = ["engine.placement.region_latency_s=0.1", "engine.placement.region_bandwidth=5"]
+    with pytest.raises(UserError, match="thousandth of a token"):
+        run(load(path, [f"engine.placement.nodes={nodes}", *far]))

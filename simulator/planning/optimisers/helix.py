@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from simulator.core.errors import HardwareError, UserError
+from simulator.core.errors import HardwareError, ScenarioError, UserError
 from simulator.cost.nodes import Load, Node, tokens_per_s, way_s
 from simulator.cost.placement import Deployment, place, stage_sizes
 from simulator.hardware.gpu import NETWORK_LATENCY_S, gpu
@@ -203,6 +203,8 @@ class Helix(Optimiser[Options]):
                 flow = count * self._flow(replace(scenario, cluster=replace(scenario.cluster, groups=(group,))))
             except HardwareError:
                 break
+            except ScenarioError:  # links that carry nothing
+                continue
             if flow > most:
                 best, most = group, flow
         return best
