@@ -17,6 +17,7 @@ def check(
 ) -> None:
     """Validate a scenario without running it: fields, names, its trace, and whether the model fits."""
     from simulator.scenario.build import build_cluster, build_groups
+    from simulator.scenario.energy import intensities
     from simulator.scenario.load import anchored, at, located, to_yaml
     from simulator.scenario.run import resolved, simulation
     from simulator.scenario.source import override, read_source
@@ -27,6 +28,7 @@ def check(
     with located(source):
         groups = build_groups(experiment)
         cluster = build_cluster(experiment, groups)
+        intensities(experiment)
         trace = make_trace(experiment.workload, experiment.seed)
         with at("workload"):
             simulation(experiment, cluster, trace)  # what routers and tiers refuse shows when they meet the trace

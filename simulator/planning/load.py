@@ -16,7 +16,9 @@ from simulator.core.errors import ScenarioError, UserError
 from simulator.core.names import suggestion
 from simulator.planning.spec import Plan, plan_adapter
 from simulator.scenario.config import Scenario
+from simulator.scenario.energy import intensities
 from simulator.scenario.load import anchored
+from simulator.scenario.load import located as in_file
 from simulator.scenario.source import Source, Value, override, read_source
 from simulator.scenario.validate import data_path, explain
 
@@ -177,6 +179,8 @@ def _check(base: Source, plan: Plan) -> None:
     for path, values in plan.space.items():
         fixed = _put(fixed, path, _choices(path, values)[0].value)
     scenario = anchored(fixed)
+    with in_file(fixed):
+        intensities(scenario)  # every design would fail by a region that is none
     if scenario.slo is None:
         remedy = "Add slo: to the scenario (a preset, or ttft_s, tpot_s, itl_s, e2e_s)."
         raise ScenarioError("without an SLO nothing tells what a design sustains.", where=base.name, remedy=remedy)

@@ -241,6 +241,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
         ({"find": "best"}, "small.yaml:[0-9]+: find: 'best' is not one of the values.*\n.*cheapest"),
         ({"more": "rate: 0"}, "small.yaml:[0-9]+: rate: 0 is out of range: it must be more than 0"),
         ({"more": "rate: 4\napi_price: {output_usd_per_mtok: 1}"}, "api_price: the field 'input_usd_per_mtok' is missing"),
+        ({"more": "rate: 4", "space": "{energy.carbon.region: [DE-L]}"}, "small.yaml:[0-9]+: .*energy.carbon.*has no column"),
         ({"more": "rate: 4", "space": "{engine.max_num_seqs: 8}"}, "space.engine.max_num_seqs: 8 is not a list"),
         ({"more": "rate: 4", "space": "{engine.max_num_seqs: []}"}, "space.engine.max_num_seqs: is empty"),
         ({"more": "rate: 4", "space": "{engine.max_num_seq: [8]}"}, "small.yaml:[0-9]+: space.engine.max_num_seq: unknown"),
