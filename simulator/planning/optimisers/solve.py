@@ -24,7 +24,9 @@ def optimise(file: OptimiserFile, *, jobs: int = 1, folder: Path | None = None, 
     try:
         return ask(file.kind(question, file.options), plan.optimiser, plan.top, name=file.name, said=plan.question)
     except UserError as error:
-        raise type(error)(error.message, where=error.where or str(file.path), remedy=error.remedy) from error
+        place = error.where or ""
+        where = place if str(file.path) in place else f"{file.path}: {place}".removesuffix(": ")
+        raise type(error)(error.message, where=where, remedy=error.remedy) from error
     finally:
         if store is not None:
             store.close()
