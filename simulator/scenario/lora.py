@@ -40,5 +40,5 @@ class LoraSpec:
             raise ValueError(f"ranks exceed max_lora_rank = {self.max_lora_rank}.")
         if self.merge_share is not None and self.unified_paging:
             raise ValueError("adapters are merged from slots; leave unified_paging or merge_share out.")
-        if self.merge_pauses and self.merge_share is None:
+        if self.merge_share is None and (self.merge_pauses or self.merge_credit != type(self).merge_credit):
             raise ValueError("nothing is merged without 'merge_share'.")

@@ -257,6 +257,10 @@ def build_tiers(engine: EngineSpec, args: EngineArgs, served: Model, memory: Mem
         remedy = f"Give at most {served.num_layers}."
         message = f"the model has {served.num_layers} layers, not {engine.kv_recompute_layers}."
         raise ScenarioError(message, where="engine.kv_recompute_layers", remedy=remedy)
+    for name in ("kv_recompute_fraction", "kv_recompute_layers"):
+        if engine.kv_tier_match == "prefix" and getattr(engine, name) != getattr(EngineSpec, name):
+            message = f"{name} is of chunks in new places; prefixes are found where they were computed."
+            raise ScenarioError(message, where=f"engine.{name}", remedy="Leave it out, or use kv_tier_match: chunks.")
     if engine.kv_tier_match == "chunks" and any(plan.write != "through" for plan in plans):
         remedy = "Set 'write: through' for each of kv_tiers."
         message = "chunks are kept as they are computed, not as the prefix cache forgets them."

@@ -70,6 +70,8 @@ def test_adapters_are_drawn_by_popularity_or_come_in_turn() -> None:
     [
         (["engine.lora_config={}"], "give max_loras"),
         (["engine.lora_config={max_loras: 2, ranks: [64]}"], "exceed max_lora_rank"),
+        (["engine.lora_config={max_loras: 2, merge_credit: 8}"], "nothing is merged"),
+        (["engine.lora_config={max_loras: 2, merge_pauses: true}"], "nothing is merged"),
         (["engine.lora_config={max_loras: 4000}"], "too little for one request"),
         (["engine.lora_config={max_loras: 4}", "engine.policy=sarathi"], "engine policy vllm"),
         (
