@@ -17,7 +17,7 @@ import numpy as np
 from simulator.core.errors import TraceError, UserError
 from simulator.kv.accesses import Accesses, Ints, accesses
 from simulator.kv.curves import WAITING, Curve, capacities, hit_curve
-from simulator.report.files import atomic_write
+from simulator.report.files import atomic_path, atomic_write
 from traces.prefix import ensure_chained
 from traces.trace import Trace
 
@@ -173,7 +173,8 @@ def _draw(found: Sequence[TraceCurves], path: Path) -> Path:
     for axes, trace in zip(np.atleast_1d(figure.subplots(len(found), 1)), found, strict=True):
         _lines(axes, trace)
         _scales(axes, trace)
-    figure.savefig(path, dpi=150)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150)
     return path
 
 

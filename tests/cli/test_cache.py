@@ -97,3 +97,19 @@ def test_capacities_close_to_each_other_have_columns_of_their_own(trace: str, tm
     result = cache(trace, *options)
     assert "10,001" in result.stdout
     assert "10,002" in result.stdout
+
+
+def test_a_picture_that_cannot_be_drawn_to_its_end_leaves_the_old_one(
+    trace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: object, path: Path, **options: object) -> None:
+        del self, options
+        path.write_bytes(b"half")
+        raise OSError("no space left")
+
+    picture = tmp_path / "cache.png"
+    picture.write_bytes(b"old")
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    result = cache(trace, "--capacity-blocks", "2", "--out", str(tmp_path))
+    assert result.exit_code == 2
+    assert picture.read_bytes() == b"old"
