@@ -58,6 +58,8 @@ def systems_by_policy() -> tuple[dict[Policy, list[str]], dict[Policy, list[str]
         later = {p for name in bodies if name != "baseline" for p in used(merged(file, name))}
         for measure in file.system.measure.values():
             later |= {(POLICIES.kind, str(v)) for path, v in measure.set.items() if path == "engine.policy"}
+            if measure.optimise is not None and measure.optimise.optimiser in POLICIES.names():  # it schedules by it
+                later.add((POLICIES.kind, measure.optimise.optimiser))
         shared = {p for p in later & before if p[0] == POLICIES.kind and p[1] not in USUAL}  # options differ
         before -= shared
         for policy in sorted(later - before):
