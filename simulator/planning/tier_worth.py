@@ -9,7 +9,7 @@ from typing import Any
 from simulator.core.errors import ScenarioError
 from simulator.metrics.summary import Summary
 from simulator.scenario.config import Scenario
-from simulator.scenario.engine import EngineSpec
+from simulator.scenario.engine import OF_TIERS, EngineSpec
 from simulator.scenario.run import run, usd_per_hour
 from simulator.scenario.trace import make_trace
 
@@ -70,7 +70,7 @@ def tier_worth(scenario: Scenario, tell: Callable[[str], None] = lambda _: None)
 def _with(engine: EngineSpec, count: int) -> EngineSpec:
     """The engine with the first ``count`` of its tiers, and with what can be done with those."""
     if not count:
-        return replace(engine, kv_tiers=(), kv_tier_load="layerwise", kv_tier_prefetch=0)
+        return replace(engine, kv_tiers=(), **{name: getattr(EngineSpec, name) for name in OF_TIERS})
     looks = count > 1 or engine.kv_tiers[0].eviction == "lru"
     return replace(engine, kv_tiers=engine.kv_tiers[:count], kv_tier_prefetch=engine.kv_tier_prefetch if looks else 0)
 

@@ -221,6 +221,10 @@ class ExpertsSpec:
         return ExpertServing(**given)
 
 
+OF_TIERS = ("kv_tier_load", "kv_tier_prefetch", "kv_tier_load_if_faster", "kv_tier_match", "kv_recompute_fraction",
+            "kv_recompute_layers")  # fields that mean nothing without ``kv_tiers``  # fmt: skip
+
+
 @spec
 class EngineSpec:
     """Engine arguments under vLLM's names. null: what vLLM would choose for this model and GPU."""

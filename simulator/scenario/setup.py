@@ -35,7 +35,7 @@ from simulator.scenario.adapters import build_lora
 from simulator.scenario.cluster import GroupSpec
 from simulator.scenario.config import Scenario, SloSpec
 from simulator.scenario.drafter import build_drafter
-from simulator.scenario.engine import EngineSpec, ModelSpec
+from simulator.scenario.engine import OF_TIERS, EngineSpec, ModelSpec
 from simulator.scenario.hosted import build_offload
 from simulator.scenario.kv import holding, without_prefixes
 from simulator.scenario.load import at
@@ -225,9 +225,10 @@ def build_power(scenario: Scenario, args: EngineArgs, card: Gpu) -> PowerModel:
 def build_tiers(engine: EngineSpec, args: EngineArgs, served: Model, memory: MemoryPlan, card: Gpu) -> TierSet | None:
     """The tiers behind a replica's prefix cache. Raises ScenarioError where it has none to stand behind."""
     if not engine.kv_tiers:
-        if engine.kv_tier_load == "async" or engine.kv_tier_prefetch:
-            where = "engine.kv_tier_load" if engine.kv_tier_load == "async" else "engine.kv_tier_prefetch"
-            raise ScenarioError("there are no tiers to load from.", where=where, remedy="Give engine.kv_tiers.")
+        for name in OF_TIERS:
+            if getattr(engine, name) != getattr(EngineSpec, name):
+                remedy = "Give engine.kv_tiers, or leave it out."
+                raise ScenarioError("there are no tiers to load from.", where=f"engine.{name}", remedy=remedy)
         return None
     if not args.enable_prefix_caching:
         remedy = "Set engine.enable_prefix_caching: true, or leave kv_tiers out."

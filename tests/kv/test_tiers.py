@@ -199,6 +199,8 @@ def test_spans_are_steps_where_what_is_found_decides_who_is_admitted(
         ("engine.kv_recompute_layers=2", "of chunks in new places"),
         ("engine.kv_recompute_fraction=0.5", "of chunks in new places"),
         ("engine={kv_tier_load: async}", "no tiers to load from"),
+        ("engine={kv_tier_match: chunks}", "no tiers to load from"),
+        ("engine={kv_recompute_fraction: 0.5}", "no tiers to load from"),
         ("engine={kv_tier_prefetch: 2}", "no tiers to load from"),
         ("engine.pipeline_parallel_size=2", "KV tiers and pipeline stages"),
     ],
