@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import partial
 from math import inf
 
 from simulator.core.errors import HardwareError, ScenarioError
-from simulator.cost.calibrated import cost_model
 from simulator.cost.calibration import choose
-from simulator.cost.defaults import NEWEST, engine_overhead
-from simulator.cost.memory import MemoryPlan, memory_plan
+from simulator.cost.memory import MemoryPlan
 from simulator.cost.nodes import COORDINATOR, Load, Node, Wires, hops, max_flow, tokens_per_s, way_s
-from simulator.cost.placement import Deployment
 from simulator.hardware.gpu import Gpu, gpu
 from simulator.model.architecture import LinearAttention, Model
 from simulator.replica.nodes import NodesPlan
@@ -22,6 +19,7 @@ from simulator.scenario.config import Scenario
 from simulator.scenario.engine import EngineSpec
 from simulator.scenario.load import at
 from simulator.scenario.placement import NodeSpec, PlacementSpec
+from simulator.scenario.prices import build_cost, plan_memory
 from simulator.scheduling.args import EngineArgs
 
 # Engine arguments that mean something to nodes; the others are refused.
@@ -99,42 +97,11 @@ def build_node(
     scenario: Scenario, placement: PlacementSpec, node: NodeSpec, args: EngineArgs, served: Model
 ) -> tuple[Node, MemoryPlan]:
     """One node and where its memory goes. Raises HardwareError where its layers do not fit."""
-    model, engine, speed = scenario.model, scenario.engine, scenario.hardware.kernel_speed
-    card = _card(scenario, node)
-    memory = memory_plan(
-        served,
-        card,
-        tp=node.tensor_parallel_size,
-        dtype=model.dtype,
-        quantization=model.quantization,
-        kv_cache_dtype=model.kv_cache_dtype,
-        gpu_memory_utilization=args.gpu_memory_utilization,
-        max_num_batched_tokens=args.max_num_batched_tokens,
-        max_num_seqs=args.max_num_seqs,
-        block_size=args.block_size,
-        max_model_len=args.max_model_len,
-        async_scheduling=bool(args.async_scheduling),
-        enforce_eager=engine.enforce_eager,
-        layers=node.layers,
-    )
-    overhead = engine_overhead(
-        card,
-        max_num_seqs=args.max_num_seqs,
-        max_num_batched_tokens=args.max_num_batched_tokens,
-        async_scheduling=bool(args.async_scheduling),
-        enforce_eager=engine.enforce_eager,
-        preset=engine.overhead or NEWEST,
-        max_cudagraph_capture_size=engine.max_cudagraph_capture_size,
-    )
-    deployment = Deployment(
-        node.tensor_parallel_size,
-        dtype=model.dtype,
-        quantization=model.quantization,
-        kv_cache_dtype=model.kv_cache_dtype,
-        layers=node.layers,
-    )
+    engine = replace(scenario.engine, tensor_parallel_size=node.tensor_parallel_size)
+    scenario, card = replace(scenario, engine=engine), _card(scenario, node)
+    memory = plan_memory(scenario, args, served, card, layers=node.layers)
     calibration = choose(scenario.hardware.calibration, card)
-    cost = cost_model(served, card, calibration, deployment, overhead, None if speed is None else speed.build())
+    cost = build_cost(scenario, args, served, card, calibration, layers=node.layers)
     first, end = node.layers
     slots = (memory.num_gpu_blocks - 1) * args.block_size * (end - first)
     bandwidth = placement.bandwidth or card.network.bandwidth * node.tensor_parallel_size

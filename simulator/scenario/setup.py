@@ -7,16 +7,15 @@ from dataclasses import dataclass, fields, replace
 
 from simulator.core.errors import ScenarioError
 from simulator.cost.beside import beside
-from simulator.cost.calibrated import Calibrated, cost_model
+from simulator.cost.calibrated import Calibrated
 from simulator.cost.calibration import Calibration, choose
 from simulator.cost.contextual_sparsity import SparseCost
-from simulator.cost.defaults import NEWEST, batch_defaults, engine_overhead
+from simulator.cost.defaults import batch_defaults
 from simulator.cost.finetuning import Finetuning, FinetuningCost
-from simulator.cost.hosted import Offload
 from simulator.cost.interface import StepCost
-from simulator.cost.memory import MemoryPlan, memory_plan
+from simulator.cost.memory import MemoryPlan
 from simulator.cost.other_kernels import OtherKernels
-from simulator.cost.placement import Deployment, Placed
+from simulator.cost.placement import Placed
 from simulator.cost.power import ClockedCost, PowerModel, PowerProfile, PowerSetting, power_model
 from simulator.cost.shared_prefix import check_sharing
 from simulator.cost.speculative import Drafter, SpeculativeCost
@@ -41,6 +40,7 @@ from simulator.scenario.kv import holding, without_prefixes
 from simulator.scenario.load import at
 from simulator.scenario.nodes import build_nodes
 from simulator.scenario.placement import PlacementSpec
+from simulator.scenario.prices import build_cost, plan_memory
 from simulator.scenario.together import Design, check_together
 from simulator.scheduling import POLICIES, EngineArgs, resolve
 from simulator.scheduling.adapters import LoraPlan
@@ -157,55 +157,12 @@ def _on_nodes(  # noqa: PLR0917 - of ``build``
         memory=built.tightest,
         num_gpu_blocks=built.kv_blocks,
         args=replace(args, max_model_len=built.tightest.max_model_len),
-        cost=build_cost(scenario, args, served, card, calibration, None),
+        cost=build_cost(scenario, args, served, card, calibration),
         calibration=calibration,
         slo=build_slo(scenario.slo),
         usd_per_hour=built.usd_per_hour,
         power=build_power(scenario, args, card),
         nodes=built.plan,
-    )
-
-
-def build_cost(  # noqa: PLR0917 - what a price depends on
-    scenario: Scenario, args: EngineArgs, served: Model, card: Gpu, calibration: Calibration | None,
-    offload: Offload | None,
-) -> OperatorCost:  # fmt: skip
-    """Prices of one replica's steps."""
-    spec, engine, speed = scenario.model, scenario.engine, scenario.hardware.kernel_speed
-    return cost_model(
-        served,
-        card,
-        calibration,
-        Deployment(
-            engine.tensor_parallel_size,
-            engine.pipeline_parallel_size,
-            engine.enable_expert_parallel,
-            spec.dtype,
-            spec.quantization,
-            spec.kv_cache_dtype,
-            engine.data_parallel_size,
-            engine.all2all_backend,
-            engine.expert_skew,
-            engine.enable_eplb,
-            engine.num_redundant_experts,
-            engine.prefill_context_parallel_size,
-            engine.decode_context_parallel_size,
-            engine.context_parallel_layout,
-            tensor_parallel_layout=engine.tensor_parallel_layout,
-            experts=None if engine.experts is None else engine.experts.build(),
-            offload=offload,
-            sparsity=None if spec.contextual_sparsity is None else spec.contextual_sparsity.build(),
-        ),
-        overhead=engine_overhead(
-            card,
-            max_num_seqs=args.max_num_seqs,
-            max_num_batched_tokens=args.max_num_batched_tokens,
-            async_scheduling=bool(args.async_scheduling),
-            enforce_eager=engine.enforce_eager,
-            preset=engine.overhead or ("sglang" if args.policy == "sglang" else NEWEST),
-            max_cudagraph_capture_size=engine.max_cudagraph_capture_size,
-        ),
-        speed=None if speed is None else speed.build(),
     )
 
 
@@ -328,39 +285,6 @@ def work_per_s(setup: Setup) -> float:
         return setup.nodes.flow_tokens_per_s / (32 + 512)
     windowed = 32 * min(1000, setup.cost.sliding_window or 1000)
     return setup.args.data_parallel_size / setup.cost.mixed(32, 32_000, windowed, [(512, 0)], 33)
-
-
-def plan_memory(
-    scenario: Scenario, args: EngineArgs, served: Model, card: Gpu, offload: Offload | None = None, lenders: int = 1
-) -> MemoryPlan:
-    """Where the GPU's memory goes. Raises HardwareError when the model does not fit, with what would."""
-    spec, engine = scenario.model, scenario.engine
-    return memory_plan(
-        served,
-        card,
-        tp=engine.tensor_parallel_size,
-        pp=engine.pipeline_parallel_size,
-        dtype=spec.dtype,
-        quantization=spec.quantization,
-        kv_cache_dtype=spec.kv_cache_dtype,
-        gpu_memory_utilization=args.gpu_memory_utilization,
-        max_num_batched_tokens=args.max_num_batched_tokens,
-        max_num_seqs=args.max_num_seqs,
-        block_size=args.block_size,
-        max_model_len=args.max_model_len,
-        num_gpu_blocks_override=args.num_gpu_blocks_override,
-        enable_expert_parallel=engine.enable_expert_parallel,
-        async_scheduling=bool(args.async_scheduling),
-        enforce_eager=engine.enforce_eager,
-        data_parallel_size=engine.data_parallel_size,
-        num_redundant_experts=engine.num_redundant_experts,
-        prefill_context_parallel_size=engine.prefill_context_parallel_size,
-        decode_context_parallel_size=engine.decode_context_parallel_size,
-        tensor_parallel_layout=engine.tensor_parallel_layout,
-        cached_experts=None if engine.experts is None else engine.experts.cached_experts,
-        offload=offload,
-        kv_lenders=lenders,
-    )
 
 
 def engine_blocks(memory: MemoryPlan, args: EngineArgs, placed: Placed) -> tuple[int, int]:
