@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from simulator import __version__
 from simulator.planning import answer as words
 from simulator.planning import charts, costs
 from simulator.planning.outcome import Answer, Outcome
-from simulator.report import html
+from simulator.report.page import pages
 from simulator.report.svg import number
 from simulator.report.words import accuracy
 
@@ -23,16 +20,9 @@ MAX_ROWS = 60  # designs shown; all are in designs.csv
 
 def page(answer: Answer, folder: Path) -> str:
     """HTML text. folder: where it will lie, for the recommended scenario's paths."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages(Path(__file__).parent)
     best = answer.best
     return environment.get_template("report.html").render(
-        style=style(environment),
         title=answer.file.plan.question or answer.file.name,
         version=__version__,
         sentence=words.sentence(answer),
@@ -53,13 +43,6 @@ def page(answer: Answer, folder: Path) -> str:
         effort=_effort(words.effort(answer)),
         method=_method(answer),
     )
-
-
-def style(environment: Environment) -> Markup:
-    """That of a run's report."""
-    text = (Path(html.__file__).parent / "report.html").read_text(encoding="utf-8")
-    css = text[text.index("<style>") + len("<style>") : text.index("</style>")]
-    return Markup(environment.from_string(css).render())  # noqa: S704  the package's own file
 
 
 def _binding(best: Outcome | None) -> dict[str, str] | None:

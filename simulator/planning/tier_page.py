@@ -7,28 +7,20 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from simulator import __version__
-from simulator.planning.report import style
 from simulator.planning.tier_worth import Worth
 from simulator.report.files import atomic_write
 from simulator.report.fleet import hits_bar
+from simulator.report.page import pages
 from simulator.report.svg import Series, line_chart, number
 
 
 def write_page(found: Sequence[Worth], folder: Path, *, title: str, command: str) -> Path:
     """``tiers.html`` in a folder, which is made. found: of ``tier_worth``."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages(Path(__file__).parent)
     page = environment.get_template("tiers.html").render(
-        style=style(environment),
         title=title,
         version=__version__,
         command=command,

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from simulator.metrics.analysis import Analysis, analyse
@@ -20,6 +19,7 @@ from simulator.report.figures import Figure, breakdown_figure, distribution_figu
 from simulator.report.files import atomic_write
 from simulator.report.fleet import cluster_tables, fleet_figures, tier_figure, tier_rows
 from simulator.report.glossary import GLOSSARY
+from simulator.report.page import pages
 from simulator.report.power import power_figures
 from traces.trace import Trace
 
@@ -92,13 +92,7 @@ def _figures(
 
 
 def _template() -> Any:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages(Path(__file__).parent)
     environment.filters["seconds"] = words.seconds
     environment.filters["picture"] = _picture
     return environment.get_template("report.html")

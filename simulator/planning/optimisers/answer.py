@@ -10,7 +10,6 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from simulator import __version__
@@ -21,8 +20,8 @@ from simulator.planning.code import code_digest
 from simulator.planning.command import commands
 from simulator.planning.load import short
 from simulator.planning.optimisers.optimiser import Candidate, Optimiser, Simulated
-from simulator.planning.report import style
 from simulator.report.files import atomic_json, atomic_path, atomic_write
+from simulator.report.page import pages
 from simulator.report.svg import number
 from simulator.report.words import accuracy
 from simulator.scenario.build import build_groups
@@ -195,16 +194,9 @@ class Optimised:
 
     def page(self, folder: Path) -> str:
         """The report, one file without network or scripts. folder: where it will lie."""
-        environment = Environment(
-            loader=FileSystemLoader(Path(__file__).parent),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
+        environment = pages(Path(__file__).parent)
         hidden = {"low", "high"} | ({"reason"} if not any(row["reason"] for row in self.rows) else set())
         return environment.get_template("report.html").render(
-            style=style(environment),
             title=self.question or self.name,
             version=__version__,
             found=self,
